@@ -1,0 +1,5 @@
+"""``python -m service_security``."""
+
+from .cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,168 @@
+"""The two record ciphers: AEADs with a 256-bit key and a 192-bit nonce.
+
+``xchacha20poly1305``
+    XChaCha20-Poly1305 (draft-irtf-cfrg-xchacha-03): HChaCha20 turns the key and 16 bytes of the
+    nonce into a subkey for ChaCha20-Poly1305 (RFC 8439).
+``aes256gcm``
+    XAES-256-GCM (C2SP): a CMAC-based KDF turns the key and 12 bytes of the nonce into a subkey
+    for AES-256-GCM. Only NIST-approved primitives.
+
+Both extend the nonce of a standard AEAD by a subkey that depends on the front of the nonce only.
+The store puts a random uuid there, so one subkey serves a whole batch.
+"""
+
+import struct
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import ClassVar, Final, Protocol
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
+
+from ..errors import ConfigurationError, IntegrityError
+from ..secret_bytes import SecretBytes
+
+NONCE_BYTES: Final = 24
+TAG_BYTES: Final = 16
+_CACHED_SUBKEYS: Final = 1024
+
+
+class _Aead(Protocol):
+    def encrypt(self, nonce: bytes, data: bytes, associated_data: bytes, /) -> bytes: ...
+    def decrypt(self, nonce: bytes, data: bytes, associated_data: bytes, /) -> bytes: ...
+
+
+class ExtendedNonceCipher(ABC):
+    """What both ciphers share: a subkey per nonce front, kept for reuse while the store is open.
+
+    Args:
+        key: 32 bytes, kept by reference: closing it ends the cipher's work on new nonces.
+    """
+
+    name: ClassVar[str]
+    """Name in settings, and in the derivation of the record key."""
+    code: ClassVar[int]
+    """Number in the associated data and in the keyset."""
+    _front: ClassVar[int]
+
+    def __init__(self, key: SecretBytes) -> None:
+        self._subkey = self._subkey_function(key)
+        self._aeads: dict[bytes, _Aead] = {}
+
+    def encrypt(self, nonce: bytes, plaintext: bytes, aad: bytes) -> bytes:
+        """Return ciphertext and 16-byte tag.
+
+        Args:
+            nonce: 24 bytes, never used before under this key. The caller answers for that.
+            plaintext: At most 2**36 bytes.
+            aad: Bytes that are authenticated with it and not stored.
+        """
+        return self._aead(nonce).encrypt(self._short_nonce(nonce), plaintext, aad)
+
+    def decrypt(self, nonce: bytes, sealed: bytes, aad: bytes) -> bytes:
+        """Return the plaintext.
+
+        Raises:
+            IntegrityError: Nonce, ciphertext, tag or associated data are not what was sealed.
+        """
+        try:
+            return self._aead(nonce).decrypt(self._short_nonce(nonce), sealed, aad)
+        except InvalidTag:
+            raise IntegrityError("A record failed its integrity check.") from None
+
+    def _aead(self, nonce: bytes) -> _Aead:
+        front = nonce[: self._front]
+        aead = self._aeads.get(front)
+        if aead is None:
+            aead = self._subkey(front)
+            if len(self._aeads) >= _CACHED_SUBKEYS:
+                self._aeads.clear()
+            self._aeads[front] = aead
+        return aead
+
+    @abstractmethod
+    def _short_nonce(self, nonce: bytes) -> bytes: ...
+
+    @abstractmethod
+    def _subkey_function(self, key: SecretBytes) -> Callable[[bytes], _Aead]: ...
+
+
+class XChaCha20Poly1305(ExtendedNonceCipher):
+    """XChaCha20-Poly1305, draft-irtf-cfrg-xchacha-03."""
+
+    name = "xchacha20poly1305"
+    code = 1
+    _front = 16
+
+    def _short_nonce(self, nonce: bytes) -> bytes:
+        return b"\0\0\0\0" + nonce[16:]
+
+    def _subkey_function(self, key: SecretBytes) -> Callable[[bytes], _Aead]:
+        def subkey(front: bytes) -> _Aead:
+            with key.view as view:
+                return ChaCha20Poly1305(_hchacha20(view, front))
+
+        return subkey
+
+
+class Xaes256Gcm(ExtendedNonceCipher):
+    """XAES-256-GCM, C2SP."""
+
+    name = "aes256gcm"
+    code = 2
+    _front = 12
+
+    def _short_nonce(self, nonce: bytes) -> bytes:
+        return nonce[12:]
+
+    def _subkey_function(self, key: SecretBytes) -> Callable[[bytes], _Aead]:
+        # NIST SP 800-108 in counter mode over CMAC, for the two fixed one-block inputs
+        # 0x0001 || "X" || 0x00 || front and 0x0002 || "X" || 0x00 || front. ECB here is the bare
+        # block cipher that CMAC is made of.
+        with key.view as view:
+            block = Cipher(algorithms.AES(view), modes.ECB()).encryptor()  # noqa: S305
+        zero_block = int.from_bytes(block.update(bytes(16)))
+        k1 = ((zero_block << 1) & (1 << 128) - 1) ^ (0x87 if zero_block >> 127 else 0)
+        first, second = k1 ^ (0x0001_5800 << 96), k1 ^ (0x0002_5800 << 96)
+
+        def subkey(front: bytes) -> _Aead:
+            number = int.from_bytes(front)
+            inputs = ((first ^ number) << 128) | (second ^ number)
+            return AESGCM(block.update(inputs.to_bytes(32)))
+
+        return subkey
+
+
+CIPHERS: Final[dict[str, type[ExtendedNonceCipher]]] = {
+    cipher.name: cipher for cipher in (XChaCha20Poly1305, Xaes256Gcm)
+}
+"""The ciphers by the name in settings. Both are always there: a file keeps the one it has."""
+
+
+def cipher_named(name: str) -> type[ExtendedNonceCipher]:
+    """Return a cipher by its name.
+
+    Raises:
+        ConfigurationError: There is none of that name.
+    """
+    try:
+        return CIPHERS[name]
+    except KeyError:
+        raise ConfigurationError(
+            f"There is no cipher {name!r:.40}. The ciphers are: {', '.join(CIPHERS)}."
+        ) from None
+
+
+def _hchacha20(key: memoryview, front: bytes) -> bytes:
+    """Return the HChaCha20 subkey (draft-irtf-cfrg-xchacha-03, section 2.2).
+
+    The ChaCha20 block function adds the initial state to its result as the last step, and
+    HChaCha20 is the block function without that step: subtract it again. The first and the last
+    four words of the state are known constants and ``front``, so no key word is touched.
+    """
+    block = Cipher(algorithms.ChaCha20(key, front), mode=None).encryptor().update(bytes(64))
+    words = struct.unpack("<16I", block)
+    state = struct.unpack("<8I", b"expand 32-byte k" + front)
+    rows = zip((*words[:4], *words[12:]), state, strict=True)
+    return struct.pack("<8I", *((word - start) & 0xFFFFFFFF for word, start in rows))

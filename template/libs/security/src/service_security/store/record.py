@@ -1,0 +1,148 @@
+r"""One record: how it is named, sealed and opened. Nothing here touches the disk.
+
+::
+
+    K_record = HKDF(version_key, salt=db_id, info("store/record/" || cipher name), 32)
+    K_name   = HKDF(index_key,   salt=db_id, info("store/name"), 32)
+
+    token  = first 16 bytes of HMAC-SHA256(K_name, name)
+    sealed = counter u64 || uuid16 || ciphertext || tag16
+    nonce  = uuid16 || counter
+    AAD    = "SSDB\x01" || cipher u8 || key_id u32 || token16
+    plain  = 0x01 || len(name) u16 || name || value
+
+The token hides the name on disk; the name itself is inside the ciphertext, so that iteration
+can give it back. The associated data ties a record to its row, its key and this format.
+"""
+
+import hmac
+import struct
+from collections.abc import Iterable
+from typing import Final, NamedTuple
+
+from ..errors import IntegrityError
+from ..keys.derivation import derive
+from ..keys.keyset import KeyPurpose, Keyset, KeyState
+from ..secret_bytes import SecretBytes
+from .cipher import CIPHERS, NONCE_BYTES, TAG_BYTES, ExtendedNonceCipher
+
+MAX_NAME_BYTES: Final = 2**16 - 1
+MAX_VALUE_BYTES: Final = 2**29
+_TOKEN_BYTES: Final = 16
+_OVERHEAD: Final = NONCE_BYTES + 3 + TAG_BYTES
+
+
+class Row(NamedTuple):
+    """A record as the table holds it."""
+
+    token: bytes
+    key_id: int
+    sealed: bytes
+
+
+class RecordKeys:
+    """Seals and opens records under one generation of a keyset.
+
+    Args:
+        keyset: Taken over; ``close`` wipes it.
+        db_id: The database's 16-byte identifier.
+
+    Raises:
+        IntegrityError: The keyset names a cipher that does not exist.
+    """
+
+    def __init__(self, keyset: Keyset, db_id: bytes) -> None:
+        self.generation = keyset.generation
+        self.primary_id = keyset.primary_id
+        self._keyset = keyset
+        by_code = {cipher.code: cipher for cipher in CIPHERS.values()}
+        self._record_keys: list[SecretBytes] = []
+        self._ciphers: dict[int, ExtendedNonceCipher] = {}
+        for entry in keyset.entries.values():
+            if entry.purpose is not KeyPurpose.RECORD or entry.state is KeyState.DESTROYED:
+                continue
+            if entry.cipher not in by_code:
+                raise IntegrityError("The keyset is damaged. Restore the database from a backup.")
+            cipher = by_code[entry.cipher]
+            record_key = derive(entry.key, salt=db_id, context="store/record/" + cipher.name)
+            self._record_keys.append(record_key)
+            self._ciphers[entry.key_id] = cipher(record_key)
+        with derive(keyset.name_index.key, salt=db_id, context="store/name") as key, key.view as k:
+            self._token_mac = _hmac_sha256(k)
+
+    @property
+    def cipher_name(self) -> str:
+        """Name of the cipher that new records are sealed with."""
+        return self._ciphers[self.primary_id].name
+
+    def check(self) -> None:
+        """Raise StoreUnavailableError in a process forked from the one that opened the keys."""
+        self._keyset.name_index.key.check()
+
+    def knows(self, key_id: int) -> bool:
+        """Tell whether this generation can open records of a key."""
+        return key_id in self._ciphers
+
+    def token(self, name: bytes) -> bytes:
+        """Return the 16 bytes that stand for a name on disk."""
+        mac = self._token_mac.copy()
+        mac.update(name)
+        return mac.digest()[:_TOKEN_BYTES]
+
+    def seal(
+        self, pairs: Iterable[tuple[bytes, bytes]], uuid: bytes, first_counter: int
+    ) -> list[Row]:
+        """Return the rows of a call.
+
+        Args:
+            pairs: Names and values, checked and fixed before ``uuid`` was drawn.
+            uuid: 16 bytes drawn for this call alone.
+            first_counter: The first of as many leased counters as there are pairs.
+        """
+        cipher, key_id = self._ciphers[self.primary_id], self.primary_id
+        rows = []
+        for number, (name, value) in enumerate(pairs, first_counter):
+            counter, token = number.to_bytes(8), self.token(name)
+            plain = b"\x01" + len(name).to_bytes(2) + name + value
+            sealed = cipher.encrypt(uuid + counter, plain, _aad(cipher, key_id, token))
+            rows.append(Row(token, key_id, counter + uuid + sealed))
+        return rows
+
+    def open(self, row: Row) -> tuple[bytes, bytes]:
+        """Return the name and value of a row.
+
+        Raises:
+            IntegrityError: The row is not what was written, or belongs to another name.
+        """
+        cipher = self._ciphers.get(row.key_id)
+        if cipher is None or len(row.sealed) < _OVERHEAD:
+            raise IntegrityError("A record failed its integrity check.")
+        counter, uuid = row.sealed[:8], row.sealed[8:NONCE_BYTES]
+        aad = _aad(cipher, row.key_id, row.token)
+        plain = cipher.decrypt(uuid + counter, row.sealed[NONCE_BYTES:], aad)
+        length = int.from_bytes(plain[1:3])
+        if plain[0] != 1 or len(plain) < 3 + length:
+            raise IntegrityError("A record failed its integrity check.")
+        name, value = plain[3 : 3 + length], plain[3 + length :]
+        if not hmac.compare_digest(self.token(name), row.token):
+            raise IntegrityError("A record failed its integrity check.")
+        return name, value
+
+    def close(self) -> None:
+        """Wipe every key."""
+        for key in self._record_keys:
+            key.close()
+        self._keyset.close()
+
+
+def _hmac_sha256(key: memoryview) -> hmac.HMAC:
+    """Return a MAC to copy for each name; OpenSSL keeps the key, this copy of it is wiped."""
+    copy = bytearray(key)
+    try:
+        return hmac.new(copy, digestmod="sha256")
+    finally:
+        copy[:] = bytes(len(copy))
+
+
+def _aad(cipher: ExtendedNonceCipher, key_id: int, token: bytes) -> bytes:
+    return struct.pack(">5sBI16s", b"SSDB\x01", cipher.code, key_id, token)

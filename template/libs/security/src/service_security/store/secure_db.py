@@ -1,0 +1,439 @@
+"""``SecureDb``: an embedded key-value store that shows neither names nor values on disk."""
+
+import os
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+import apsw
+
+from .._files import publish_new
+from ..errors import (
+    ConfigurationError,
+    IntegrityError,
+    StoreUnavailableError,
+    WrongKeyError,
+)
+from ..keys.derivation import KEY_BYTES
+from ..keys.keyset import Keyset
+from ..secret_bytes import SecretBytes
+from .cipher import ExtendedNonceCipher, cipher_named
+from .header import Header, HeaderKeys
+from .nonce import LEASE, CounterLease, check_lease, fresh_uuid
+from .record import MAX_NAME_BYTES, MAX_VALUE_BYTES, RecordKeys, Row
+from .schema import TABLES, check_tables, connect
+from .sqlite_errors import translated
+
+_PAGE: Final = 256
+_UPSERT: Final = (
+    "INSERT INTO record (token, key_id, sealed) VALUES (?, ?, ?)"
+    " ON CONFLICT (token) DO UPDATE SET key_id = excluded.key_id, sealed = excluded.sealed"
+)
+_abandoned: list[apsw.Connection] = []
+
+
+class SecureDb:
+    """An encrypted store in one SQLite file. Open it with :meth:`open`.
+
+    Every write is durable when the call returns. Threads may share one object, and processes
+    may share one file; a forked child opens its own.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        connection: apsw.Connection,
+        header_keys: HeaderKeys,
+        keys: RecordKeys,
+    ) -> None:
+        self._path = path
+        self._connection = connection
+        self._header_keys = header_keys
+        self._keys = keys
+        self._counters = CounterLease(self._reserve_counters)
+        self._lock = threading.RLock()
+        self._closed = False
+        self._write_failed = False
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        master_key: bytes | SecretBytes,
+        *,
+        cipher: str = "xchacha20poly1305",
+        clock: Callable[[], float] = time.time,
+    ) -> Self:
+        """Open a store, creating it if there is no file.
+
+        Args:
+            path: The database file. SQLite keeps ``-wal`` and ``-shm`` beside it.
+            master_key: 32 bytes. Used during this call only; the caller closes it.
+            cipher: For a new store: ``xchacha20poly1305`` or ``aes256gcm``. A file keeps its own.
+            clock: Gives Unix seconds, for the dates in the keyset.
+
+        Raises:
+            ConfigurationError: The key is not 32 bytes, or there is no such cipher.
+            WrongKeyError: The key is not the one of this database.
+            IntegrityError: The file is damaged, or is no encrypted store.
+            UnsupportedFormatError: Another version of the library wrote it.
+            StoreUnavailableError: The file cannot be opened or written.
+        """
+        path = Path(path)
+        chosen = cipher_named(cipher)
+        with _checked_master(master_key) as master, translated(path):
+            if not path.exists():
+                _create(path, master, chosen, clock)
+            connection = connect(path)
+            try:
+                check_tables(connection, path)
+                header = Header.read(connection)
+                header_keys = HeaderKeys(master, header.db_id)
+                keys = RecordKeys(header_keys.open(header), header.db_id)
+            except WrongKeyError:
+                connection.close()
+                raise WrongKeyError(
+                    f"The key is not the one of {path}. Use the envelope and the key that were "
+                    "made for it; the file is unchanged."
+                ) from None
+            except BaseException:
+                connection.close()
+                raise
+            return cls(path, connection, header_keys, keys)
+
+    @property
+    def cipher(self) -> str:
+        """Name of the cipher that new records are sealed with."""
+        return self._keys.cipher_name
+
+    def insert(self, name: bytes, value: bytes) -> bool:
+        """Store ``value`` under ``name``, durably, replacing what was there.
+
+        Args:
+            name: At most 65,535 bytes.
+            value: At most 512 MiB.
+
+        Returns:
+            True when the name is new.
+
+        Raises:
+            TypeError: Either is not ``bytes``.
+            ValueError: Either is too long, or the store is closed.
+            StoreUnavailableError: Nothing was written: busy, full, read-only, forked, or no
+                nonce lease could be made durable.
+        """
+        return self._write([_checked_pair(name, value)]) == 1
+
+    def insert_many(self, pairs: Iterable[tuple[bytes, bytes]]) -> None:
+        """Store pairs of name and value in one transaction: all of them or none.
+
+        Args:
+            pairs: At most 2**20; of equal names the last one counts.
+
+        Raises:
+            TypeError: A name or value is not ``bytes``.
+            ValueError: Too many pairs, one is too long, or the store is closed.
+            StoreUnavailableError: Nothing was written, as for ``insert``.
+        """
+        checked = [_checked_pair(name, value) for name, value in pairs]
+        if len(checked) > LEASE:
+            raise ValueError(f"at most {LEASE} records a call, not {len(checked)}")
+        if checked:
+            self._write(checked)
+
+    def get(self, name: bytes) -> bytes | None:
+        """Return the value of ``name``, or None.
+
+        Raises:
+            IntegrityError: This record is damaged; others are not concerned.
+            StoreUnavailableError: The file cannot be read, or this is a forked child.
+            ValueError: The store is closed.
+        """
+        with self._session():
+            token = self._keys.token(name)
+            found = self._connection.execute(
+                "SELECT key_id, sealed FROM record WHERE token = ?", (token,)
+            ).fetchone()
+            if found is None:
+                return None
+            inner_name, value = self._open(Row(token, *found))
+            if inner_name != name:
+                raise IntegrityError("A record failed its integrity check.")
+            return value
+
+    def remove(self, name: bytes) -> bool:
+        """Remove ``name``, durably. Returns False when it was not there.
+
+        Raises:
+            StoreUnavailableError: Nothing was removed.
+            ValueError: The store is closed.
+        """
+        with self._session(), self._transaction():
+            self._connection.execute(
+                "DELETE FROM record WHERE token = ?", (self._keys.token(name),)
+            )
+            return self._connection.changes() > 0
+
+    def page(self, after: int, limit: int) -> list[tuple[int, bytes, bytes]]:
+        """Return up to ``limit`` records as position, name and value.
+
+        The order is stable and says nothing about the names. A record keeps its position when
+        it is replaced.
+
+        Args:
+            after: Position of the last record of the page before; 0 for the first page.
+            limit: Most records to return.
+
+        Raises:
+            IntegrityError: A record of the page is damaged.
+            StoreUnavailableError: The file cannot be read, or this is a forked child.
+            ValueError: The store is closed.
+        """
+        with self._session():
+            rows: Any = self._connection.execute(
+                "SELECT id, token, key_id, sealed FROM record WHERE id > ? ORDER BY id LIMIT ?",
+                (after, limit),
+            ).fetchall()
+            return [
+                (position, *self._open(Row(token, key_id, sealed)))
+                for position, token, key_id, sealed in rows
+            ]
+
+    def items(self) -> Iterator[tuple[bytes, bytes]]:
+        """Yield every name and value, in stable, unspecified order, reading page by page.
+
+        Records that are added or removed meanwhile may or may not be seen.
+
+        Raises:
+            IntegrityError, StoreUnavailableError, ValueError: As for ``page``.
+        """
+        position = 0
+        while page := self.page(position, _PAGE):
+            for position, name, value in page:  # noqa: B007 - the last position is used above
+                yield name, value
+
+    def count(self) -> int:
+        """Return the number of records.
+
+        Raises:
+            StoreUnavailableError: The file cannot be read, or this is a forked child.
+            ValueError: The store is closed.
+        """
+        with self._session():
+            number = self._connection.execute("SELECT count(*) FROM record").get
+            return number if isinstance(number, int) else 0
+
+    def check(self) -> None:
+        """Read the header, to see that the file is there and still belongs to these keys.
+
+        Raises:
+            StoreUnavailableError: The file cannot be read, or a write has failed before.
+            IntegrityError: The header is damaged.
+            ValueError: The store is closed.
+        """
+        with self._session():
+            self._refuse_after_failed_write()
+            self._header_keys.open(Header.read(self._connection)).close()
+
+    def flush(self) -> None:
+        """Move the write-ahead log into the database file and empty it.
+
+        Inserts are durable without it; it matters before the file is copied.
+
+        Raises:
+            StoreUnavailableError: Another process reads or writes the file right now.
+            ValueError: The store is closed.
+        """
+        with self._session():
+            result = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            if result is None or result[0]:  # (busy, pages in the log, pages moved)
+                raise StoreUnavailableError(
+                    f"The log of {self._path} could not be emptied while another process reads "
+                    "it. Nothing is lost; try again."
+                )
+
+    def close(self) -> None:
+        """Close the file and wipe the keys. Closing twice is allowed."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            try:
+                self._keys.check()
+            except StoreUnavailableError:
+                # The connection belongs to the parent process: closing it here would checkpoint
+                # and unlock a file that the parent is using.
+                _abandoned.append(self._connection)
+            else:
+                with translated(self._path):
+                    self._connection.close()
+            finally:
+                self._keys.close()
+                self._header_keys.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<SecureDb {str(self._path)!r}{' (closed)' if self._closed else ''}>"
+
+    def _write(self, pairs: list[tuple[bytes, bytes]]) -> int:
+        """Write pairs in one transaction; return how many names are new."""
+        with self._session():
+            while True:
+                self._refuse_after_failed_write()
+                # The lease is durable before BEGIN, and the uuid is drawn after the plaintext is
+                # fixed and used for this attempt only: a process restored twice from one snapshot
+                # would otherwise seal two plaintexts under one nonce.
+                counter = self._counters.take(len(pairs))
+                rows = self._keys.seal(pairs, fresh_uuid(), counter)
+                with self._transaction():
+                    # The write guard: under the write lock the keyset must be the one that the
+                    # rows were sealed under. Rows under an old key can then only become fewer,
+                    # which is what lets a rotation prove that none is left.
+                    if self._generation_on_disk() == self._keys.generation:
+                        before = self._count_of(rows)
+                        self._connection.executemany(_UPSERT, rows)
+                        return len({row.token for row in rows}) - before
+                self._reload_keys()
+
+    def _count_of(self, rows: list[Row]) -> int:
+        """Return how many of the names are there; only a call of one row needs the answer."""
+        if len(rows) > 1:
+            return 0
+        found = self._connection.execute("SELECT 1 FROM record WHERE token = ?", rows[0][:1])
+        return len(found.fetchall())
+
+    def _generation_on_disk(self) -> int:
+        generation = self._connection.execute(
+            "SELECT keyset_generation FROM header WHERE id = 1"
+        ).get
+        return generation if isinstance(generation, int) else -1
+
+    def _open(self, row: Row) -> tuple[bytes, bytes]:
+        if not self._keys.knows(row.key_id):
+            self._reload_keys()  # another process may have rotated
+        return self._keys.open(row)
+
+    def _reload_keys(self) -> None:
+        header = Header.read(self._connection)
+        keyset = self._header_keys.open(header)
+        if keyset.generation < self._keys.generation:
+            keyset.close()
+            raise IntegrityError(
+                f"The keyset of {self._path} went back to an older generation. "
+                "Restore the database from a backup."
+            )
+        old, self._keys = self._keys, RecordKeys(keyset, header.db_id)
+        old.close()
+
+    def _reserve_counters(self, count: int) -> int:
+        with self._transaction():
+            row = self._connection.execute("SELECT next FROM lease WHERE id = 1").fetchone()
+            if row is None:
+                raise IntegrityError(
+                    f"{self._path} has lost its nonce lease. Restore it from a backup."
+                )
+            start: int = row[0]
+            check_lease(start)
+            self._connection.execute("UPDATE lease SET next = ? WHERE id = 1", (start + count,))
+        return start
+
+    @contextmanager
+    def _session(self) -> Iterator[None]:
+        """One call: alone on the connection, open, not forked, with errors for people."""
+        with self._lock, translated(self._path):
+            if self._closed:
+                raise ValueError("the store is closed")
+            self._keys.check()
+            yield
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._connection.execute("COMMIT")
+        except BaseException as error:
+            # After a failed fsync nobody knows what the disk holds, and a second fsync may
+            # report success for pages that were dropped. Only a new connection reads the truth.
+            self._write_failed |= isinstance(error, apsw.IOError)
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            raise
+
+    def _refuse_after_failed_write(self) -> None:
+        if self._write_failed:
+            raise StoreUnavailableError(
+                f"A write to {self._path} failed on the device. Check the disk, then restart the "
+                "service; what was acknowledged before is kept."
+            )
+
+
+def _checked_master(master_key: bytes | SecretBytes) -> SecretBytes:
+    """Return a copy of the master key that may be closed."""
+    if not isinstance(master_key, bytes | SecretBytes):
+        raise TypeError(f"the master key is bytes or SecretBytes, not {type(master_key).__name__}")
+    if len(master_key) != KEY_BYTES:
+        raise ConfigurationError(
+            f"A master key has {KEY_BYTES} bytes; this one has {len(master_key)}."
+        )
+    if isinstance(master_key, bytes):
+        return SecretBytes.copy_of(master_key)
+    with master_key.view as view:
+        return SecretBytes.copy_of(view)
+
+
+def _checked_pair(name: bytes, value: bytes) -> tuple[bytes, bytes]:
+    # Only bytes: a bytearray could change between sealing and a second attempt.
+    if not isinstance(name, bytes) or not isinstance(value, bytes):
+        raise TypeError("a record's name and value are bytes")
+    if len(name) > MAX_NAME_BYTES:
+        raise ValueError(f"a name has at most {MAX_NAME_BYTES} bytes, not {len(name)}")
+    if len(value) > MAX_VALUE_BYTES:
+        raise ValueError(f"a value has at most {MAX_VALUE_BYTES} bytes, not {len(value)}")
+    return name, value
+
+
+def _create(
+    path: Path,
+    master: SecretBytes,
+    cipher: type[ExtendedNonceCipher],
+    clock: Callable[[], float],
+) -> None:
+    """Create the file whole: under a name of its own first, so that a crash leaves none."""
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        os.close(os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        db_id = secrets.token_bytes(16)
+        header_keys = HeaderKeys(master, db_id)
+        connection = connect(draft, journal_mode="delete")
+        try:
+            with Keyset.new(cipher.code, clock) as keyset, connection:
+                for table in TABLES.values():
+                    connection.execute(table)
+                header_keys.seal(keyset).insert(connection)
+                connection.execute("INSERT INTO lease (id, next) VALUES (1, 0)")
+        finally:
+            connection.close()
+            header_keys.close()
+        publish_new(draft, path)  # when another process was faster, its file is the one to open
+    except OSError as error:
+        raise StoreUnavailableError(
+            f"{path} cannot be created: {error.strerror}. Check the owner and mode of its folder."
+        ) from error
+    finally:
+        draft.unlink(missing_ok=True)
