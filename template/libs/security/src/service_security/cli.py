@@ -24,7 +24,7 @@ _OPTIONAL_COMMANDS = ("service_security.keys.tpm",)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit status: 0, or 2 after an error."""
+    """Run a command and return its exit status: 0, 2 after an error, or what the command says."""
     options = _parser().parse_args(arguments)
     try:
         status: int = options.run(options)
@@ -38,7 +38,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m service_security", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m service_security",
+        description="Make the key of a service, and move its records.",
+        epilog="Folders default to SERVICE_DATA_DIR and SERVICE_KEY_FILE, as in the service.",
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     init = commands.add_parser("init", help="make the key of a new service; never replaces one")

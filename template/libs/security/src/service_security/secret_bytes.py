@@ -11,10 +11,11 @@ import mmap
 import os
 import sys
 from types import TracebackType
-from typing import NoReturn, Self
+from typing import Final, NoReturn, Self
 
 from .errors import StoreUnavailableError
 
+MAX_BYTES: Final = 2**16 - 1
 _CANARY = 0xA5
 _MADV_DONTDUMP = 16  # <asm-generic/mman-common.h>; the module's own constant is missing before 3.13
 _MADV_WIPEONFORK = 18
@@ -24,7 +25,7 @@ class SecretBytes:
     """A fixed number of secret bytes that are wiped when closed.
 
     Args:
-        length: Size in bytes, 1 to one less than a memory page. The bytes start as zeros.
+        length: Size in bytes, 1 to 65,535. The bytes start as zeros.
 
     Raises:
         ValueError: ``length`` is out of range.
@@ -36,11 +37,11 @@ class SecretBytes:
     """Whether the page is locked into memory, so that it cannot reach a swap device."""
 
     def __init__(self, length: int = 32) -> None:
-        if not 0 < length < mmap.PAGESIZE:
-            raise ValueError(f"a secret has 1 to {mmap.PAGESIZE - 1} bytes, not {length}")
+        if not 0 < length <= MAX_BYTES:
+            raise ValueError(f"a secret has 1 to {MAX_BYTES} bytes, not {length}")
         self._length = length
         self._pid = os.getpid()
-        self._page: mmap.mmap | None = _private_page()
+        self._page: mmap.mmap | None = _private_pages(length + 1)  # one more for the canary
         self._page[-1] = _CANARY
         self.locked = _lock(self._page)
 
@@ -106,7 +107,7 @@ class SecretBytes:
         """Wipe the bytes and give the page back. Closing twice is allowed."""
         page, self._page = self._page, None
         if page is not None:
-            page[:] = bytes(mmap.PAGESIZE)
+            page[:] = bytes(len(page))
             page.close()
 
     def __enter__(self) -> Self:
@@ -142,10 +143,11 @@ class SecretBytes:
         raise TypeError("a secret cannot be pickled or copied")
 
 
-def _private_page() -> mmap.mmap:
+def _private_pages(size: int) -> mmap.mmap:
+    size = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
     if sys.platform == "win32":
-        return mmap.mmap(-1, mmap.PAGESIZE)
-    page = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        return mmap.mmap(-1, size)
+    page = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if sys.platform == "linux":
         for advice in (_MADV_DONTDUMP, _MADV_WIPEONFORK):
             try:
@@ -156,7 +158,7 @@ def _private_page() -> mmap.mmap:
 
 
 def _lock(page: mmap.mmap) -> bool:
-    """Lock the page into memory; False where the system or its limits do not allow it."""
+    """Lock the pages into memory; False where the system or its limits do not allow it."""
     if sys.platform == "win32":
         return False
     mlock = ctypes.CDLL(None).mlock

@@ -161,10 +161,16 @@ class Keyset:
             fields_length=_GENERATION.size,
         )
         with contents, contents.view as view:
-            primary_id, epoch, count = _HEAD.unpack_from(view)
-            if len(view) != _HEAD.size + count * _ENTRY.size:
-                raise IntegrityError("The keyset is damaged. Restore the database from a backup.")
-            entries = [_entry(view[start:]) for start in range(_HEAD.size, len(view), _ENTRY.size)]
+            try:
+                primary_id, epoch, count = _HEAD.unpack_from(view)
+                starts = range(_HEAD.size, _HEAD.size + count * _ENTRY.size, _ENTRY.size)
+                if len(view) != starts.stop:
+                    raise ValueError("the count and the size differ")
+                entries = [_entry(view, start) for start in starts]
+            except (struct.error, ValueError):
+                raise IntegrityError(
+                    "The keyset is damaged. Restore the database from a backup."
+                ) from None
         return cls(_GENERATION.unpack(fields)[0], primary_id, entries, epoch)
 
     def close(self) -> None:
@@ -184,11 +190,11 @@ class Keyset:
         self.close()
 
 
-def _entry(view: memoryview) -> VersionKey:
+def _entry(view: memoryview, start: int) -> VersionKey:
     # Read around the key, so that it is copied from page to page and never becomes a bytes object.
-    key_id, state, purpose, cipher = struct.unpack_from(">IBBB", view)
-    created, since = struct.unpack_from(">QQ", view, 7 + KEY_BYTES)
-    with view[7 : 7 + KEY_BYTES] as key:
+    key_id, state, purpose, cipher = struct.unpack_from(">IBBB", view, start)
+    created, since = struct.unpack_from(">QQ", view, start + 7 + KEY_BYTES)
+    with view[start + 7 : start + 7 + KEY_BYTES] as key:
         return VersionKey(
             key_id,
             KeyState(state),

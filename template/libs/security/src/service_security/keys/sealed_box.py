@@ -19,7 +19,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from ..errors import IntegrityError, UnsupportedFormatError, WrongKeyError
-from ..secret_bytes import SecretBytes
+from ..secret_bytes import MAX_BYTES, SecretBytes
 from .derivation import derive, info
 
 VERSION: Final = 1
@@ -73,7 +73,7 @@ def open_box(
             were changed, which cannot be told apart).
     """
     head_length = 5 + fields_length + _SALT + _COMMIT
-    if len(box) < head_length + _TAG or box[:4] != magic:
+    if not head_length + _TAG < len(box) <= head_length + _TAG + MAX_BYTES or box[:4] != magic:
         raise IntegrityError("A sealed key is damaged. Restore the file from a backup.")
     if box[4] != VERSION:
         raise UnsupportedFormatError(

@@ -50,7 +50,8 @@ GET_CAPABILITY: Final = 0x17A
 GET_TEST_RESULT: Final = 0x17C
 
 _HEADER = 10
-_NO_SESSIONS = 0x8001  # TPM_ST_NO_SESSIONS, Part 2, 6.9
+_MAX_PATH = 107  # bytes of a UNIX socket's address, less its final zero
+_NO_SESSIONS, _SESSIONS = 0x8001, 0x8002  # TPM_ST, Part 2, 6.9
 _TPM_1_2_RESPONSE = 0x00C4
 _ALGORITHMS, _PROPERTIES, _CURVES = 0, 6, 8  # TPM_CAP, Part 2, 6.12
 _ITEM_SIZES = {_ALGORITHMS: (2, 4), _PROPERTIES: (4, 4), _CURVES: (2, 0)}
@@ -202,10 +203,10 @@ def parse_address(text: str) -> Address:
             between is the TPM.
     """
     kind, _, place = text.partition(":")
-    if text.isprintable() and len(os.fsencode(text)) <= 107:  # the kernel's sun_path, less a NUL
+    if text.isprintable():  # so that it can stand in a message
         if text.startswith("/"):
             return Address("device", text)
-        if kind == "unix" and place.startswith("/"):
+        if kind == "unix" and place.startswith("/") and len(os.fsencode(place)) <= _MAX_PATH:
             return Address("unix", place)
         host, _, port = place.rpartition(":")
         if kind == "tcp" and re.fullmatch("[1-9][0-9]{0,4}", port) and int(port) < 65536:
@@ -300,10 +301,7 @@ def open_transport(address: Address, *, timeout: float = DEFAULT_TIMEOUT) -> Ite
         NotATpmError: The path is not that of a device.
     """
     deadline = time.monotonic() + timeout
-    if address.kind == "device":
-        descriptor = _open_device(address)
-    else:
-        descriptor = _connect(address, timeout)
+    descriptor = _open_device(address) if address.kind == "device" else _connect(address, timeout)
     transport = _DescriptorTransport(descriptor, address, deadline)
     try:
         yield transport
@@ -441,11 +439,13 @@ def parse_response(response: bytes) -> tuple[int, bytes]:
     Raises:
         NotATpmError: The header is not one, or its size is not that of the response.
     """
+    size = _declared_size(response)
     reader = _Reader(response)
-    size = _declared_size(reader.take(_HEADER))
+    tag, _, code = reader.number(2), reader.number(4), reader.number(4)
     if size != len(response):
         raise _malformed(f"a response of {len(response)} bytes says that it has {size}")
-    code = int.from_bytes(response[6:_HEADER], "big")
+    if tag != _NO_SESSIONS:
+        raise _malformed("it answers with a session where none was opened")
     if code and size != _HEADER:
         raise _malformed(f"a refusal, response code 0x{code:03x}, has {size} bytes, not 10")
     return code, response[_HEADER:]
@@ -456,7 +456,7 @@ def _declared_size(start: bytes) -> int:
     tag, size = reader.number(2), reader.number(4)
     if tag == _TPM_1_2_RESPONSE:
         raise NotATpmError("This is a TPM 1.2; a TPM 2.0 is needed.")
-    if tag != _NO_SESSIONS:
+    if tag not in (_NO_SESSIONS, _SESSIONS):
         raise _malformed("its response does not begin like one")
     if not _HEADER <= size <= MAX_MESSAGE:
         raise _malformed(f"a response says that it has {size} bytes")
@@ -641,28 +641,26 @@ def _required(properties: dict[int, int], number: int) -> int:
 
 def _text(*parts: int) -> str:
     """Return a property that is text; what a terminal could act on becomes a question mark."""
-    text = b"".join(map(_u32, parts)).rstrip(b"\0 ")
-    return "".join(chr(byte) if 0x20 <= byte < 0x7F else "?" for byte in text)
+    text = b"".join(map(_u32, parts)).rstrip(b"\0")
+    printable = "".join(chr(byte) if 0x20 <= byte < 0x7F else "?" for byte in text)
+    return " ".join(printable.split())
 
 
 def describe(report: TpmReport) -> str:
     """Return a report as lines for people."""
     missing = report.missing_algorithms
-    lines = [
-        f"TPM 2.0 at {report.address}",
-        f"  manufacturer      {report.manufacturer}"
-        + (f" ({report.vendor})" if report.vendor else ""),
-        f"  firmware          {report.firmware}",
-        *(
-            f"  {name:<16}  {'missing' if name in missing else 'present'}"
-            for name in _NEEDED_ALGORITHMS
-        ),
-        f"  owner password    {'set' if report.owner_password else 'not set'}",
-        f"  lock-out password {'set' if report.lockout_password else 'not set'}",
-        f"  lock-out          {'active' if report.locked_out else 'not active'}, "
-        f"{report.failed_tries} of {report.max_tries} failed tries",
-        "",
-    ]
+    lines = [f"TPM 2.0 at {report.address}"]
+    for name, value in (
+        ("manufacturer", f"{report.manufacturer} {report.vendor}".rstrip()),
+        ("firmware", report.firmware),
+        *((name, "missing" if name in missing else "present") for name in _NEEDED_ALGORITHMS),
+        ("owner password", "set" if report.owner_password else "not set"),
+        ("lock-out password", "set" if report.lockout_password else "not set"),
+        ("lock-out", "active" if report.locked_out else "not active"),
+        ("failed tries", f"{report.failed_tries} of {report.max_tries}"),
+    ):
+        lines.append(f"  {name:<19}{value}")
+    lines.append("")
     if missing:
         lines.append(f"It cannot be used for a key: it lacks {' and '.join(missing)}.")
     elif report.locked_out:

@@ -19,7 +19,7 @@ def translated(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (apsw.CorruptError, apsw.NotADBError):
+    except (apsw.CorruptError, apsw.NotADBError, UnicodeDecodeError):
         raise IntegrityError(
             f"{path} is damaged or is no database. Restore it from a backup; it was left as it is."
         ) from None

@@ -1,0 +1,251 @@
+"""The envelope and the key file: every refusal has its own error and a sentence."""
+
+import base64
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service_security.errors import (
+    ConfigurationError,
+    IntegrityError,
+    KeyUnavailableError,
+    SecurityError,
+    UnsupportedFormatError,
+    WrongKeyError,
+)
+from service_security.keys import Envelope, open_master_key
+from service_security.keys.key_file import CONTAINER_SECRET, KEY_FILE
+from service_security.secret_bytes import SecretBytes
+
+MASTER = bytes(range(32))
+WRAPPING = bytes(range(32, 64))
+
+posix = pytest.mark.skipif(os.name == "nt", reason="Windows has no mode bits")
+
+
+class Pair:
+    """An envelope and its key file on disk."""
+
+    def __init__(self, folder: Path, slot_type: str = KEY_FILE) -> None:
+        self.envelope, self.key_file = folder / "envelope.json", folder / "service.key"
+        self.key_file.write_bytes(WRAPPING)
+        self.key_file.chmod(0o600)
+        with SecretBytes.copy_of(MASTER) as master, SecretBytes.copy_of(WRAPPING) as wrapping_key:
+            self.envelope.write_bytes(Envelope.create(master, wrapping_key, slot_type).to_json())
+
+    def open(self) -> bytes:
+        """Return the master key that comes out."""
+        with open_master_key(self.envelope, self.key_file) as master, master.view as view:
+            return bytes(view)
+
+    def edit_body(self, change: Callable[[dict[str, Any]], None]) -> None:
+        """Rewrite the body, leaving the MAC as it was."""
+        outer = json.loads(self.envelope.read_bytes())
+        body = json.loads(outer["body"])
+        change(body)
+        outer["body"] = json.dumps(body)
+        self.envelope.write_text(json.dumps(outer))
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Pair:
+    """An envelope with a key-file slot."""
+    return Pair(tmp_path)
+
+
+def test_the_master_key_comes_out(pair: Pair) -> None:
+    assert pair.open() == MASTER
+
+
+def test_the_file_holds_neither_key(pair: Pair) -> None:
+    text = pair.envelope.read_bytes()
+    for key in (MASTER, WRAPPING):
+        for form in (key, key.hex().encode(), base64.b64encode(key)):
+            assert form not in text
+
+
+def test_two_envelopes_of_one_key_differ(tmp_path: Path, pair: Pair) -> None:
+    (tmp_path / "other").mkdir()
+    assert Pair(tmp_path / "other").envelope.read_bytes() != pair.envelope.read_bytes()
+
+
+def test_a_missing_envelope_names_init_and_the_backup(pair: Pair) -> None:
+    pair.envelope.unlink()
+    with pytest.raises(KeyUnavailableError, match=r"service_security init.*backup"):
+        pair.open()
+
+
+def test_a_missing_key_file_is_named(pair: Pair) -> None:
+    pair.key_file.unlink()
+    with pytest.raises(KeyUnavailableError, match=r"service\.key is missing.*SERVICE_KEY_FILE"):
+        pair.open()
+
+
+def test_a_folder_in_place_of_a_key_file_is_refused(pair: Pair) -> None:
+    pair.key_file.unlink()
+    pair.key_file.mkdir()
+    with pytest.raises(ConfigurationError, match="not a regular file"):
+        pair.open()
+
+
+def test_a_pipe_in_place_of_a_key_file_is_refused_and_does_not_block(pair: Pair) -> None:
+    pair.key_file.unlink()
+    os.mkfifo(pair.key_file)
+    with pytest.raises(ConfigurationError, match="not a regular file"):
+        pair.open()
+
+
+@pytest.mark.parametrize(
+    ("contents", "size"),
+    [
+        (b"", "0 bytes"),
+        (bytes(31), "31 bytes"),
+        (bytes(33), "more than 32 bytes"),
+        (WRAPPING.hex().encode(), "more than 32 bytes"),
+        (WRAPPING + b"\n", "more than 32 bytes"),
+    ],
+    ids=["empty", "short", "long", "hexadecimal", "with a line end"],
+)
+def test_a_key_of_another_length_is_refused(pair: Pair, contents: bytes, size: str) -> None:
+    pair.key_file.write_bytes(contents)
+    with pytest.raises(ConfigurationError, match=f"holds {size}; a key is exactly 32 raw bytes"):
+        pair.open()
+
+
+def test_a_wrong_key_is_told_apart_and_changes_nothing(pair: Pair) -> None:
+    before = pair.envelope.read_bytes()
+    pair.key_file.write_bytes(bytes(32))
+    with pytest.raises(WrongKeyError, match="does not open"):
+        pair.open()
+    assert pair.envelope.read_bytes() == before
+
+
+@posix
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o602, 0o644, 0o666])
+def test_a_key_file_that_others_can_read_or_write_is_refused(pair: Pair, mode: int) -> None:
+    pair.key_file.chmod(mode)
+    with pytest.raises(ConfigurationError, match=f"mode {mode:04o}.*chmod 600"):
+        pair.open()
+
+
+@posix
+@pytest.mark.parametrize("mode", [0o600, 0o400])
+def test_a_key_file_that_only_its_owner_can_read_is_accepted(pair: Pair, mode: int) -> None:
+    pair.key_file.chmod(mode)
+    assert pair.open() == MASTER
+
+
+@posix
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() != 0, reason="only root can give files away")
+def test_a_key_file_of_another_user_is_refused_and_a_secret_is_not(tmp_path: Path) -> None:
+    for slot_type, accepted in ((KEY_FILE, False), (CONTAINER_SECRET, True)):
+        folder = tmp_path / slot_type
+        folder.mkdir(mode=0o700)
+        pair = Pair(folder, slot_type)
+        os.chown(pair.key_file, 12345, 12345)
+        pair.key_file.chmod(0o444 if accepted else 0o600)
+        if accepted:
+            assert pair.open() == MASTER
+        else:
+            with pytest.raises(ConfigurationError, match="belongs to user 12345"):
+                pair.open()
+
+
+@posix
+@pytest.mark.parametrize(("mode", "accepted"), [(0o444, True), (0o400, True), (0o664, False)])
+def test_a_container_secret_may_be_read_but_not_written_by_others(
+    tmp_path: Path, mode: int, accepted: bool
+) -> None:
+    pair = Pair(tmp_path, CONTAINER_SECRET)
+    pair.key_file.chmod(mode)
+    if accepted:
+        assert pair.open() == MASTER
+    else:
+        with pytest.raises(ConfigurationError, match="may write the secret"):
+            pair.open()
+
+
+def _set(name: str, value: object) -> Callable[[dict[str, Any]], None]:
+    return lambda body: body.update({name: value})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _set("generation", 2),
+        _set("note", "an unknown member"),
+        _set("generation", "1"),
+        _set("generation", True),
+        _set("slots", {}),
+        _set("envelope_id", "zz"),
+        _set("envelope_id", "00" * 16),
+        _set("master_id", "00" * 32),
+        _set("format", "another"),
+        lambda body: body.pop("slots"),
+        lambda body: body["slots"][0].update(box="*"),
+        lambda body: body["slots"][0].update(type="container-secret"),
+        lambda body: body["slots"].append(body["slots"][0]),
+    ],
+)
+def test_an_edited_envelope_is_refused(
+    pair: Pair, change: Callable[[dict[str, Any]], None]
+) -> None:
+    pair.edit_body(change)
+    with pytest.raises((IntegrityError, WrongKeyError)):
+        pair.open()
+
+
+def test_every_changed_character_is_noticed(pair: Pair) -> None:
+    text = pair.envelope.read_bytes()
+    meaningless = {text.index(b"\n"), len(text) - 1}  # white space around the members
+    for position in range(len(text)):
+        if position in meaningless or text[position : position + 1].isspace():
+            continue
+        changed = bytearray(text)
+        changed[position] ^= 1
+        pair.envelope.write_bytes(bytes(changed))
+        with pytest.raises(SecurityError):
+            pair.open()
+
+
+def test_a_newer_envelope_is_named(pair: Pair) -> None:
+    pair.edit_body(_set("version", 2))
+    with pytest.raises(UnsupportedFormatError, match=r"has format 2.*reads format 1"):
+        pair.open()
+
+
+def test_an_envelope_with_only_unknown_slots_is_named(pair: Pair) -> None:
+    pair.edit_body(lambda body: body["slots"][0].update(type="quantum"))
+    with pytest.raises(UnsupportedFormatError, match="no slot"):
+        pair.open()
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"{}", b"[" * 5000, b"\xff", b'{"body":"{}","mac":"","mac":""}']
+)
+def test_a_file_that_is_no_envelope_is_refused(pair: Pair, text: bytes) -> None:
+    pair.envelope.write_bytes(text)
+    with pytest.raises(IntegrityError, match="damaged or is no envelope"):
+        pair.open()
+
+
+@given(
+    st.binary(max_size=400)
+    | st.recursive(st.none() | st.text(), st.lists).map(lambda v: json.dumps(v).encode())
+)
+def test_no_bytes_make_the_parser_fail_otherwise(text: bytes) -> None:
+    with pytest.raises((IntegrityError, UnsupportedFormatError)):
+        Envelope.from_json(text)
+
+
+def test_errors_hold_no_key(pair: Pair) -> None:
+    pair.key_file.write_bytes(b"K" * 31)
+    with pytest.raises(ConfigurationError) as error:
+        pair.open()
+    assert "KKK" not in str(error.value)

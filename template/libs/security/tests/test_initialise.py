@@ -1,0 +1,166 @@
+"""``init`` makes a key once, and never beside data that another key sealed."""
+
+import multiprocessing
+import stat
+from pathlib import Path
+
+import pytest
+
+from service_security.errors import (
+    ConfigurationError,
+    KeyUnavailableError,
+    StoreUnavailableError,
+    WrongKeyError,
+)
+from service_security.keys import initialise, open_master_key
+from service_security.keys.initialise import Initialised
+from service_security.keys.key_file import CONTAINER_SECRET
+
+
+def _paths(folder: Path) -> tuple[Path, Path]:
+    return folder / "data" / "envelope.json", folder / "secrets" / "service.key"
+
+
+def _init(folder: Path, *, data: bool = False) -> Initialised:
+    return initialise(*_paths(folder), holds_encrypted_data=lambda: data)
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_makes_both_files_closed_to_others(tmp_path: Path) -> None:
+    assert _init(tmp_path) == Initialised(created_key=True, created_envelope=True)
+    envelope, key_file = _paths(tmp_path)
+    assert sorted(_files(tmp_path)) == ["data/envelope.json", "secrets/service.key"]
+    assert key_file.stat().st_size == 32
+    for path in (envelope, key_file):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    open_master_key(envelope, key_file).close()
+
+
+def test_a_second_run_changes_nothing(tmp_path: Path) -> None:
+    _init(tmp_path)
+    before = _files(tmp_path)
+    assert _init(tmp_path) == Initialised(created_key=False, created_envelope=False)
+    assert _files(tmp_path) == before
+
+
+def test_two_services_get_two_keys(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        _init(tmp_path / name)
+    assert _files(tmp_path / "one") != _files(tmp_path / "two")
+
+
+def test_an_envelope_whose_key_is_lost_is_not_replaced(tmp_path: Path) -> None:
+    _init(tmp_path)
+    envelope, key_file = _paths(tmp_path)
+    key_file.unlink()
+    before = envelope.read_bytes()
+    with pytest.raises(KeyUnavailableError):
+        _init(tmp_path)
+    assert envelope.read_bytes() == before
+    assert not key_file.exists()
+
+
+def test_an_envelope_of_another_key_is_not_replaced(tmp_path: Path) -> None:
+    _init(tmp_path)
+    _, key_file = _paths(tmp_path)
+    key_file.write_bytes(bytes(32))
+    before = _files(tmp_path)
+    with pytest.raises(WrongKeyError):
+        _init(tmp_path)
+    assert _files(tmp_path) == before
+
+
+def test_a_dangling_link_is_not_taken_for_a_free_place(tmp_path: Path) -> None:
+    envelope, _ = _paths(tmp_path)
+    envelope.parent.mkdir()
+    envelope.symlink_to(tmp_path / "unmounted" / "envelope.json")
+    with pytest.raises(KeyUnavailableError):
+        _init(tmp_path)
+    assert not (tmp_path / "secrets").exists()
+
+
+def test_encrypted_data_without_an_envelope_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="A new key could not read"):
+        _init(tmp_path, data=True)
+    assert not _files(tmp_path)
+
+
+def test_data_that_cannot_be_looked_at_counts_as_data(tmp_path: Path) -> None:
+    def unreachable() -> bool:
+        raise StoreUnavailableError("the volume is not mounted")
+
+    with pytest.raises(StoreUnavailableError):
+        initialise(*_paths(tmp_path), holds_encrypted_data=unreachable)
+    assert not _files(tmp_path)
+
+
+def test_an_interrupted_init_goes_on_with_its_key(tmp_path: Path) -> None:
+    _init(tmp_path)
+    envelope, key_file = _paths(tmp_path)
+    envelope.unlink()
+    key = key_file.read_bytes()
+    assert _init(tmp_path) == Initialised(created_key=False, created_envelope=True)
+    assert key_file.read_bytes() == key
+
+
+def test_a_bad_key_file_leaves_no_envelope(tmp_path: Path) -> None:
+    envelope, key_file = _paths(tmp_path)
+    key_file.parent.mkdir()
+    key_file.write_bytes(b"not a key")
+    key_file.chmod(0o600)
+    with pytest.raises(ConfigurationError, match="holds 9 bytes"):
+        _init(tmp_path)
+    assert not envelope.exists()
+    assert key_file.read_bytes() == b"not a key"
+
+
+def test_a_container_secret_is_used_and_never_made(tmp_path: Path) -> None:
+    envelope, secret = _paths(tmp_path)
+    arguments = {"slot_type": CONTAINER_SECRET, "holds_encrypted_data": lambda: False}
+    with pytest.raises(KeyUnavailableError):
+        initialise(envelope, secret, **arguments)  # type: ignore[arg-type]
+    assert not _files(tmp_path)
+    secret.parent.mkdir()
+    secret.write_bytes(bytes(range(32)))
+    secret.chmod(0o444)
+    made = initialise(envelope, secret, **arguments)  # type: ignore[arg-type]
+    assert made == Initialised(created_key=False, created_envelope=True)
+    open_master_key(envelope, secret).close()
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "data").write_text("a file in the way")
+    with pytest.raises(ConfigurationError, match="data cannot be created"):
+        _init(tmp_path)
+
+
+def _init_at_once(folder: Path, barrier: "multiprocessing.synchronize.Barrier") -> None:
+    barrier.wait()
+    _init(folder)
+
+
+def test_processes_that_init_at_once_end_with_one_key(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    for attempt in range(3):
+        folder = tmp_path / str(attempt)
+        folder.mkdir()
+        barrier = context.Barrier(4)
+        processes = [
+            context.Process(target=_init_at_once, args=(folder, barrier)) for _ in range(4)
+        ]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(30)
+            assert process.exitcode == 0
+        assert sorted(_files(folder)) == ["data/envelope.json", "secrets/service.key"]
+        open_master_key(*_paths(folder)).close()

@@ -1,0 +1,216 @@
+"""No nonce twice under one key: not after kill -9, in a second process, a fork or a copy."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import apsw
+import pytest
+
+from conftest import MASTER, Opener
+from service_security.errors import StoreUnavailableError
+from service_security.store import SecureDb
+from service_security.store.nonce import LEASE, CounterLease, check_lease, fresh_uuid
+
+WRITER = """
+import sys
+from service_security.store import SecureDb
+
+with SecureDb.open(sys.argv[1], bytes(range(32))) as store:
+    number = 0
+    while True:
+        number += 1
+        name = b"%s/%d" % (sys.argv[2].encode(), number)
+        store.insert(name, name)
+        print(name.decode(), flush=True)
+"""
+
+
+def _rows(database: Path) -> list[tuple[bytes, bytes]]:
+    """Return counter and uuid of every record on disk."""
+    connection = apsw.Connection(str(database))
+    sealed = [bytes(row[0]) for row in connection.execute("SELECT sealed FROM record")]
+    connection.close()
+    return [(record[:8], record[8:24]) for record in sealed]
+
+
+def test_layout_is_counter_then_uuid(store: SecureDb, database: Path) -> None:
+    store.insert(b"a", b"")
+    store.insert_many([(b"b", b""), (b"c", b"")])
+    (a, b, c) = _rows(database)
+    assert [counter for counter, _ in (a, b, c)] == [bytes([0] * 7 + [n]) for n in (0, 1, 2)]
+    assert b[1] == c[1]
+    assert a[1] != b[1]
+
+
+def test_uuids_are_fresh_for_every_call(store: SecureDb, database: Path) -> None:
+    for number in range(200):
+        store.insert(b"%d" % number, b"")
+    rows = _rows(database)
+    assert len({uuid for _, uuid in rows}) == len({counter for counter, _ in rows}) == 200
+
+
+def test_a_lease_is_durable_before_its_first_counter_is_used(
+    store: SecureDb, database: Path
+) -> None:
+    def next_free() -> object:
+        connection = apsw.Connection(str(database))
+        try:
+            return connection.execute("SELECT next FROM lease").get
+        finally:
+            connection.close()
+
+    assert next_free() == 0
+    store.insert(b"name", b"value")
+    assert next_free() == LEASE
+
+
+def test_reopening_never_goes_back(open_store: Opener, database: Path) -> None:
+    for number in range(5):
+        with open_store() as store:
+            store.insert(b"%d" % number, b"")
+    counters = [int.from_bytes(counter) for counter, _ in _rows(database)]
+    assert counters == [number * LEASE for number in range(5)]
+
+
+def test_a_write_without_a_durable_lease_is_refused(
+    store: SecureDb, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: int) -> int:
+        raise StoreUnavailableError("no lease")
+
+    monkeypatch.setattr(store._counters, "_reserve", fail)
+    with pytest.raises(StoreUnavailableError):
+        store.insert(b"name", b"value")
+    assert store.count() == 0
+
+
+def test_a_failed_call_skips_its_counters(store: SecureDb, database: Path) -> None:
+    store.insert(b"a", b"")
+    store._connection.pragma("max_page_count", store._connection.pragma("page_count"))
+    with pytest.raises(StoreUnavailableError):
+        store.insert(b"large", bytes(1_000_000))
+    store._connection.pragma("max_page_count", 1_000_000)
+    store.insert(b"b", b"")
+    assert [int.from_bytes(counter) for counter, _ in _rows(database)] == [0, 2]
+
+
+@pytest.mark.parametrize("start", [-1, 2**63 - 2 * LEASE + 1, 2**63 - 1])
+def test_the_end_of_the_counter_space_is_refused(start: int) -> None:
+    with pytest.raises(StoreUnavailableError, match="counters left"):
+        check_lease(start)
+    check_lease(2**63 - 2 * LEASE)
+
+
+def test_a_lease_that_was_rolled_to_its_end_refuses_writes(
+    open_store: Opener, database: Path
+) -> None:
+    open_store().close()
+    connection = apsw.Connection(str(database))
+    connection.execute("UPDATE lease SET next = ?", (2**63 - LEASE,))
+    connection.close()
+    with pytest.raises(StoreUnavailableError, match="counters left"):
+        open_store().insert(b"name", b"value")
+
+
+def test_takes_of_any_size_are_disjoint() -> None:
+    reserved = iter(range(0, 100 * LEASE, LEASE))
+    lease = CounterLease(lambda _: next(reserved))
+    taken: set[int] = set()
+    for count in (1, 7, LEASE, 1, LEASE - 3, 5, LEASE):
+        counters = range(lease.take(count), 0)
+        start = counters.start
+        assert taken.isdisjoint((start, start + count - 1))
+        taken.update(range(start, start + count, max(1, count - 1)))
+
+
+def test_a_uuid_is_sixteen_bytes_and_never_the_same() -> None:
+    uuids = {fresh_uuid() for _ in range(1000)}
+    assert len(uuids) == 1000
+    assert {len(uuid) for uuid in uuids} == {16}
+
+
+def _start_writer(database: Path, tag: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(database), tag], stdout=subprocess.PIPE, text=True
+    )
+
+
+def test_killed_writers_lose_nothing_acknowledged_and_repeat_no_nonce(database: Path) -> None:
+    """Ten rounds of two processes on one file, killed while they write."""
+    SecureDb.open(database, MASTER).close()
+    acknowledged: set[str] = set()
+    for turn in range(10):
+        writers = [_start_writer(database, f"{turn}.{number}") for number in range(2)]
+        for writer in writers:
+            assert writer.stdout is not None
+            acknowledged.add(writer.stdout.readline().strip())
+        time.sleep(0.01 * (turn % 4))
+        for writer in writers:
+            writer.kill()
+        for writer in writers:
+            rest, _ = writer.communicate()
+            acknowledged.update(line for line in rest.split("\n")[:-1] if line)
+            assert writer.returncode == -signal.SIGKILL
+    with SecureDb.open(database, MASTER) as store:
+        records = dict(store.items())
+    assert len(acknowledged) > 20
+    assert acknowledged <= {name.decode() for name in records}
+    assert all(name == value for name, value in records.items())
+    assert max(Counter(_rows(database)).values()) == 1
+
+
+def test_a_restored_copy_that_is_written_beside_the_original_repeats_no_nonce(
+    open_store: Opener, database: Path, tmp_path: Path
+) -> None:
+    """Both go on from one lease; the counters repeat, and the uuids keep the nonces apart."""
+    copy = tmp_path / "copy.db"
+    with open_store() as store:
+        store.insert(b"before", b"")
+    shutil.copy(database, copy)
+    for path in (database, copy):
+        with open_store(path) as store:
+            for number in range(20):
+                store.insert(b"%d" % number, b"")
+    original, restored = set(_rows(database)[1:]), set(_rows(copy)[1:])
+    assert len(original) == len(restored) == 20
+    assert {counter for counter, _ in original} == {counter for counter, _ in restored}
+    assert original.isdisjoint(restored)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")
+@pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
+def test_a_forked_child_cannot_use_the_parents_store(store: SecureDb, database: Path) -> None:
+    store.insert(b"name", b"value")
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        answers = []
+        for call in (
+            lambda: store.insert(b"child", b""),
+            lambda: store.get(b"name"),
+            lambda: store.remove(b"name"),
+            lambda: list(store.items()),
+            store.flush,
+        ):
+            try:
+                call()
+                answers.append("done")
+            except StoreUnavailableError:
+                answers.append("refused")
+        store.close()
+        with SecureDb.open(database, MASTER) as own:
+            answers.append(str(own.get(b"name")))
+        os.write(writer, " ".join(answers).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert os.read(reader, 200).decode() == "refused " * 5 + "b'value'"
+    os.close(reader)
+    os.close(writer)
+    assert store.insert(b"parent", b"still works")
+    assert store.get(b"name") == b"value"
