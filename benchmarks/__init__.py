@@ -1,0 +1,1 @@
+"""Measurements that anyone can repeat; each prints its bars and whether they are met."""

@@ -1,0 +1,1 @@
+"""Commands of the justfile that are longer than a recipe should be."""

@@ -1,0 +1,1 @@
+"""Named records: their HTTP interface and what they are stored in."""

@@ -1,0 +1,93 @@
+"""Records in an encrypted database: on disk there are neither their names nor their values."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from service_security.errors import IntegrityError, SecurityError
+from service_security.keys import open_master_key
+from service_security.store import SecureDb
+from service_security.store.transfer import leave_note, refuse_other_kind
+
+from ..errors import StartError
+from .store import DamagedRecordError, Page, StoreUnavailableError
+
+
+class SecureRecordStore:
+    """A `RecordStore` on `SecureDb`."""
+
+    def __init__(self, database: SecureDb) -> None:
+        self._database = database
+
+    @classmethod
+    def open(
+        cls, path: Path, *, envelope: Path, key_file: Path, cipher: str
+    ) -> "SecureRecordStore":
+        """Open a database, or create it under a key that `init` has made.
+
+        Args:
+            path: The database.
+            envelope: The sealed master key.
+            key_file: What opens the envelope.
+            cipher: For a new database; an existing one keeps its own.
+
+        Raises:
+            StartError: The key or the database cannot be used, or the records are not encrypted.
+        """
+        try:
+            refuse_other_kind(path, cipher=cipher)
+            with open_master_key(envelope, key_file) as master_key:
+                database = SecureDb.open(path, master_key, cipher=cipher)
+            leave_note(path)
+        except SecurityError as error:
+            raise StartError(str(error)) from error
+        return cls(database)
+
+    def put(self, name: str, value: str) -> bool:
+        """Keep a value under a name, durably; return whether the name is new."""
+        with _store_errors():
+            return self._database.insert(name.encode(), value.encode())
+
+    def get(self, name: str) -> str | None:
+        """Return the value, or `None` if there is no such record."""
+        with _store_errors():
+            value = self._database.get(name.encode())
+        return None if value is None else _text(value)
+
+    def delete(self, name: str) -> bool:
+        """Remove a record; return whether there was one."""
+        with _store_errors():
+            return self._database.remove(name.encode())
+
+    def page(self, after: int, limit: int) -> Page:
+        """Return up to `limit` names beyond a position."""
+        with _store_errors():
+            rows = self._database.page(after, limit + 1)
+        names = [_text(name) for _, name, _ in rows[:limit]]
+        return Page(names, rows[limit - 1][0] if len(rows) > limit else None)
+
+    def check(self) -> None:
+        """Raise if the database cannot be read, or no longer belongs to the key."""
+        with _store_errors():
+            self._database.check()
+
+    def close(self) -> None:
+        """Close the database and wipe the keys."""
+        self._database.close()
+
+
+@contextmanager
+def _store_errors() -> Iterator[None]:
+    try:
+        yield
+    except IntegrityError as error:
+        raise DamagedRecordError(str(error)) from error
+    except SecurityError as error:
+        raise StoreUnavailableError(str(error)) from error
+
+
+def _text(data: bytes) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise DamagedRecordError("a stored name or value is not text") from None

@@ -1,0 +1,204 @@
+"""Which answers bring which file: a rendered file that no table names fails, and so does a missing one."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from scaffold import ANSWERS_FILE, COMBINATIONS, HARDENED_TPM, PLAIN, Answers, contents, label
+
+ALWAYS = """
+    .copier-answers.yml
+    .dockerignore
+    .env.example
+    .gitignore
+    .pre-commit-config.yaml
+    Dockerfile
+    LICENSE
+    README.md
+    docker-compose.yml
+    justfile
+    pyproject.toml
+    scripts/merge_markers.py
+    src/my_service/__init__.py
+    src/my_service/__main__.py
+    src/my_service/app.py
+    src/my_service/body_limit.py
+    src/my_service/data_folder.py
+    src/my_service/errors.py
+    src/my_service/health.py
+    src/my_service/healthcheck.py
+    src/my_service/log.py
+    src/my_service/problems.py
+    src/my_service/records/__init__.py
+    src/my_service/records/cursor.py
+    src/my_service/records/router.py
+    src/my_service/records/store.py
+    src/my_service/server.py
+    src/my_service/settings.py
+    src/my_service/storage.py
+    tests/conftest.py
+    tests/test_body_limit.py
+    tests/test_cursor.py
+    tests/test_lifecycle.py
+    tests/test_logs.py
+    tests/test_merge_markers.py
+    tests/test_openapi.py
+    tests/test_problems.py
+    tests/test_record_store.py
+    tests/test_records_api.py
+    tests/test_settings.py
+    tests/test_start.py
+"""
+PLAIN_ONLY = """
+    src/my_service/records/sqlite_store.py
+    tests/test_sqlite_store.py
+"""
+HARDENED_ONLY = """
+    docker/collect_runtime.py
+    docker/seccomp.json
+    docs/security/ADVISORIES.md
+    docs/security/ENCRYPTION.md
+    libs/security/pyproject.toml
+    libs/security/src/service_security/__init__.py
+    libs/security/src/service_security/__main__.py
+    libs/security/src/service_security/_files.py
+    libs/security/src/service_security/cli.py
+    libs/security/src/service_security/errors.py
+    libs/security/src/service_security/keys/__init__.py
+    libs/security/src/service_security/keys/derivation.py
+    libs/security/src/service_security/keys/envelope.py
+    libs/security/src/service_security/keys/initialise.py
+    libs/security/src/service_security/keys/key_file.py
+    libs/security/src/service_security/keys/keyset.py
+    libs/security/src/service_security/keys/sealed_box.py
+    libs/security/src/service_security/layout.py
+    libs/security/src/service_security/py.typed
+    libs/security/src/service_security/secret_bytes.py
+    libs/security/src/service_security/store/__init__.py
+    libs/security/src/service_security/store/cipher.py
+    libs/security/src/service_security/store/header.py
+    libs/security/src/service_security/store/nonce.py
+    libs/security/src/service_security/store/record.py
+    libs/security/src/service_security/store/schema.py
+    libs/security/src/service_security/store/secure_db.py
+    libs/security/src/service_security/store/sqlite_errors.py
+    libs/security/src/service_security/store/transfer.py
+    libs/security/tests/conftest.py
+    libs/security/tests/independent_reader.py
+    libs/security/tests/make_samples.py
+    libs/security/tests/samples/0.1.0/aes256gcm.db
+    libs/security/tests/samples/0.1.0/envelope-container-secret.json
+    libs/security/tests/samples/0.1.0/envelope-key-file.json
+    libs/security/tests/samples/0.1.0/for_testing_only.key
+    libs/security/tests/samples/0.1.0/xchacha20poly1305.db
+    libs/security/tests/test_cipher.py
+    libs/security/tests/test_cli.py
+    libs/security/tests/test_envelope.py
+    libs/security/tests/test_format.py
+    libs/security/tests/test_initialise.py
+    libs/security/tests/test_keyset.py
+    libs/security/tests/test_nonce.py
+    libs/security/tests/test_plaintext.py
+    libs/security/tests/test_sealed_box.py
+    libs/security/tests/test_secret_bytes.py
+    libs/security/tests/test_secure_db.py
+    libs/security/tests/test_store_contract.py
+    libs/security/tests/test_transfer.py
+    src/my_service/records/secure_store.py
+    tests/test_encryption.py
+    tests/test_import_and_export.py
+"""
+TPM_ONLY = """
+    docker-compose.tpm.yml
+    docs/security/TPM.md
+    libs/security/src/service_security/keys/tpm.py
+    libs/security/tests/test_tpm.py
+"""
+GITHUB_ONLY = """
+    .github/dependabot.yml
+    .github/workflows/ci.yml
+    .github/workflows/template-update.yml
+"""
+
+# What a plain service must not even mention. "security" and "encrypt" also stand for every longer word.
+HARDENING_WORDS = re.compile(
+    r"""
+    secur | encrypt | decrypt | cipher | harden | tpm | envelope | master.?key | key.?file | distroless
+    | seccomp | vault | nonce | aead | aes.?256 | chacha | poly1305 | apsw | cryptograph | cap_drop
+    | no-new-privileges | threat | advisor
+    """,
+    re.VERBOSE | re.IGNORECASE,
+)
+
+
+def expected(answers: Answers) -> set[str]:
+    """Add up the tables for one combination."""
+    hardened = answers["enable_security_hardening"]
+    tables = [ALWAYS, HARDENED_ONLY if hardened else PLAIN_ONLY]
+    tables += [TPM_ONLY] if hardened and answers["tpm_enabled"] else []
+    tables += [GITHUB_ONLY] if answers["ci_provider"] == "github" else []
+    return {name for table in tables for name in table.split()}
+
+
+@pytest.mark.parametrize("answers", COMBINATIONS, ids=label)
+def test_each_combination_has_exactly_the_files_of_its_tables(
+    rendered: Callable[[Answers], Path], answers: Answers
+) -> None:
+    assert sorted(contents(rendered(answers))) == sorted(expected(answers))
+
+
+def test_no_file_stands_in_two_tables() -> None:
+    named = [
+        name for table in (ALWAYS, PLAIN_ONLY, HARDENED_ONLY, TPM_ONLY, GITHUB_ONLY) for name in table.split()
+    ]
+    assert len(named) == len(set(named))
+
+
+def mentions(project: Path) -> dict[str, list[str]]:
+    """Find the words of the hardening in every name and every line of a project."""
+    found = {}
+    for name, data in contents(project).items():
+        words = HARDENING_WORDS.findall(name)
+        if name != ANSWERS_FILE:  # holds the answer itself
+            words += HARDENING_WORDS.findall(data.decode(errors="replace"))
+        if words:
+            found[name] = words
+    return found
+
+
+@pytest.mark.parametrize("license_", ["MIT", "Apache-2.0", "proprietary"])
+@pytest.mark.parametrize("ci", ["github", "none"])
+def test_plain_service_does_not_mention_the_hardening(
+    rendered: Callable[[Answers], Path], ci: str, license_: str
+) -> None:
+    assert mentions(rendered({"ci_provider": ci, "license": license_})) == {}
+
+
+def test_the_search_for_mentions_finds_them_in_a_hardened_service(
+    rendered: Callable[[Answers], Path],
+) -> None:
+    found = mentions(rendered(HARDENED_TPM))
+    words = {word.lower() for words in found.values() for word in words}
+    assert {
+        "secur",
+        "encrypt",
+        "cipher",
+        "harden",
+        "tpm",
+        "envelope",
+        "distroless",
+        "seccomp",
+        "nonce",
+    } <= words
+    assert {"README.md", "pyproject.toml", "Dockerfile", "docs/security/TPM.md"} <= set(found)
+
+
+@pytest.mark.parametrize("cipher", ["xchacha20poly1305", "aes256gcm"])
+@pytest.mark.parametrize("tpm", [False, True])
+def test_answers_behind_the_flag_change_nothing_without_it(
+    rendered: Callable[[Answers], Path], cipher: str, tpm: bool
+) -> None:
+    # `--data` can answer a question that is not asked.
+    answers = {"enable_security_hardening": False, "encryption_backend": cipher, "tpm_enabled": tpm}
+    assert contents(rendered(answers)) == contents(rendered(PLAIN))
