@@ -407,34 +407,54 @@ def real_pieces() -> dict[str, Any]:
     return pieces
 
 
-def test_listed_files_exist_and_hold_no_jinja() -> None:
-    listed = [path for piece in real_pieces().values() for path in piece["files"]]
-    assert listed
-    assert len(listed) == len(set(listed)), "a file belongs to one piece"
-    for path in listed:
-        shipped = ROOT / "template" / path
-        assert shipped.is_file(), path
-        assert not shipped.with_name(f"{shipped.name}.jinja").exists(), path
-        assert "{{" not in path + shipped.read_text(), path
-        assert "{%" not in path + shipped.read_text(), path
-
-
-def test_listed_folders_hold_files_of_their_piece_only() -> None:
-    for name, piece in real_pieces().items():
-        for folder in piece["folders"]:
-            shipped = git(
-                ROOT, "ls-files", "--cached", "--others", "--exclude-standard", f"template/{folder}"
-            )
-            assert shipped, f"{folder} of {name} is not in template/"
-            assert {path.removeprefix("template/") for path in shipped.split()} <= set(piece["files"])
-
-
-def test_each_piece_hangs_on_an_answer_that_copier_passes() -> None:
-    pieces = real_pieces()
+def faults(pieces: dict[str, Any], shipped: Path = ROOT / "template") -> set[str]:
+    """Say what is wrong with a list of pieces: nothing in it may contradict the template or itself."""
+    found = set()
     task = (ROOT / "copier.yml").read_text()
-    for piece in pieces.values():
-        assert f'"--{piece["answer"]}={{{{ {piece["answer"].replace("-", "_")} }}}}"' in task
-        assert set(piece["requires"]) <= set(pieces)
+    listed = [path for piece in pieces.values() for path in piece["files"]]
+    found |= {f"{path} belongs to two pieces" for path in listed if listed.count(path) > 1}
+    for name, piece in pieces.items():
+        answer = piece["answer"]
+        if f'"--{answer}={{{{ {answer.replace("-", "_")} }}}}"' not in task:
+            found.add(f"{name} hangs on {answer}, which copier does not pass")
+        found |= {f"{name} requires the unknown {other}" for other in set(piece["requires"]) - set(pieces)}
+        if not piece["files"]:
+            found.add(f"{name} owns no file")
+        for path in piece["files"]:
+            if not (shipped / path).is_file():
+                found.add(f"{path} is not shipped")
+            elif any(mark in path + (shipped / path).read_text() for mark in ("{{", "{%", "{#")):
+                found.add(f"{path} holds Jinja")
+            if (shipped / f"{path}.jinja").exists():
+                found.add(f"{path} is rendered")
+        for folder in piece["folders"]:
+            inside = {f"{folder}/{path}" for path in contents(shipped / folder)}
+            if not inside or inside - set(piece["files"]):
+                found.add(f"{folder} does not hold files of {name} only")
+    return found
+
+
+def test_the_list_of_pieces_is_sound() -> None:
+    assert real_pieces()
+    assert faults(real_pieces()) == set()
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"files": []}, "tpm owns no file"),
+        ({"files": ["docs/nothing.md"]}, "docs/nothing.md is not shipped"),
+        ({"files": ["justfile.jinja"]}, "justfile.jinja holds Jinja"),
+        ({"files": ["justfile"]}, "justfile is rendered"),
+        ({"files": ["docker-compose.tpm.yml"] * 2}, "docker-compose.tpm.yml belongs to two pieces"),
+        ({"folders": ["docs/security"]}, "docs/security does not hold files of tpm only"),
+        ({"folders": ["docs/nothing"]}, "docs/nothing does not hold files of tpm only"),
+        ({"requires": ["vault"]}, "tpm requires the unknown vault"),
+        ({"answer": "tpm"}, "tpm hangs on tpm, which copier does not pass"),
+    ],
+)
+def test_an_unsound_list_of_pieces_is_seen(change: dict[str, Any], fault: str) -> None:
+    assert fault in faults({"tpm": real_pieces()["tpm"] | change})
 
 
 @pytest.mark.parametrize("ci", ["github", "none"])

@@ -36,6 +36,7 @@ ALWAYS = """
     src/my_service/records/store.py
     src/my_service/server.py
     src/my_service/settings.py
+    src/my_service/start.py
     src/my_service/storage.py
     tests/conftest.py
     tests/test_body_limit.py

@@ -263,6 +263,35 @@ def test_owners_file_under_the_name_of_a_piece_that_is_off_survives(
     assert leftovers(project) == []
 
 
+@pytest.mark.parametrize("piece_file", [PIECE_FILE, "docker-compose.tpm.yml"])
+def test_ignored_file_under_the_name_of_a_piece_that_is_off_survives(
+    older_project: Callable[[Answers], Path], piece_file: str
+) -> None:
+    # In no commit and in no diff: once overwritten or deleted, nothing would bring it back.
+    project = older_project(HARDENED)
+    append(project / ".gitignore", f"/{piece_file}\n")
+    (project / piece_file).write_text(OWNERS_SENTENCE)
+    commit_all(project, "An ignored file of the same name")
+    assert piece_file not in git(project, "ls-files")
+    update(project)
+    assert (project / piece_file).read_text() == OWNERS_SENTENCE
+
+
+def test_copier_itself_overwrites_an_ignored_file_whose_name_the_template_begins_to_use(
+    older_project: Callable[[Answers], Path],
+) -> None:
+    # Pinned because it is the one file that an update takes without a trace, and the documents say so.
+    project = older_project(PLAIN)
+    append(project / ".gitignore", "/docs/\n")
+    (project / "docs" / "security").mkdir(parents=True)
+    for name in ("ENCRYPTION.md", "own.md"):
+        (project / "docs" / "security" / name).write_text(OWNERS_SENTENCE)
+    commit_all(project, "Ignored documents")
+    before = contents(project)
+    update(project, HARDENED)
+    assert lost_without_a_trace(project, before) == ["docs/security/ENCRYPTION.md"]
+
+
 def test_reverting_the_commit_of_an_update_brings_everything_back(
     older_project: Callable[[Answers], Path],
 ) -> None:

@@ -27,10 +27,12 @@ def bind(host: str, port: int) -> socket.socket:
         family, _, _, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        return socket.create_server(address[:2], family=family, backlog=2048)
-    except OSError as error:
+        return socket.create_server(address, family=family, backlog=2048)
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "this is no host name"
+        reason = str(reason).partition(" (while ")[0]  # would repeat the address
         raise StartError(
-            f"The service cannot listen on {host} port {port}: {error.strerror}."
+            f"The service cannot listen on {host} port {port}: {reason}."
             " SERVICE_HOST and SERVICE_PORT name the address."
         ) from error
 
@@ -57,13 +59,13 @@ def serve(app: ASGIApp, listener: socket.socket) -> None:
     # the one that it raises again when it has stopped, which would end the process with an error.
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, stop)
-    _announce(listener)
+    announce(*listener.getsockname()[:2])
     server.run(sockets=[listener])
     _log.info("stopped")
 
 
-def _announce(listener: socket.socket) -> None:
-    host, port = listener.getsockname()[:2]
+def announce(host: str, port: int) -> None:
+    """Log where the service listens, and who reaches it there."""
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     if ipaddress.ip_address(host).is_loopback:
         _log.info("listening", url=url, access="this machine only, because there is no log-in")

@@ -283,6 +283,19 @@ def test_other_tables_are_refused(written: Path, statement: str) -> None:
         SecureDb.open(written, MASTER)
 
 
+@pytest.mark.parametrize("journal_mode", ["delete", "wal"])
+@pytest.mark.parametrize("table", ["other", "header", "records"])
+def test_a_database_of_another_program_is_refused_and_left_alone(
+    database: Path, journal_mode: str, table: str
+) -> None:
+    _sql(database, f"PRAGMA journal_mode = {journal_mode}")
+    _sql(database, f"CREATE TABLE {table} (format INTEGER)")
+    before = database.read_bytes()
+    with pytest.raises(IntegrityError, match="tables"):
+        SecureDb.open(database, MASTER)
+    assert database.read_bytes() == before
+
+
 def _truncate(path: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
 

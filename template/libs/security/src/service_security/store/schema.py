@@ -29,11 +29,13 @@ TABLES: Final = {
 _BUSY_TIMEOUT_MS: Final = 5_000
 
 
-def connect(path: Path, *, journal_mode: str = "wal") -> apsw.Connection:
+def connect(path: Path) -> apsw.Connection:
     """Return a connection to an existing file, set up for records that must survive a crash.
 
+    Nothing is written to the file: whether it is one of ours has yet to be seen.
+
     Raises:
-        apsw.Error: It cannot be opened or is no database; ``translated`` has the sentences.
+        apsw.Error: It cannot be opened; ``translated`` has the sentences.
     """
     connection = apsw.Connection(os.fspath(path), flags=apsw.SQLITE_OPEN_READWRITE)
     try:
@@ -43,15 +45,27 @@ def connect(path: Path, *, journal_mode: str = "wal") -> apsw.Connection:
         connection.pragma("mmap_size", 0)  # a truncated file under mmap is a SIGBUS, not an error
         connection.pragma("secure_delete", True)
         connection.pragma("synchronous", "FULL")
-        mode = connection.pragma("journal_mode", journal_mode)
-        if mode != journal_mode:
-            raise StoreUnavailableError(
-                f"Another process has {path} open. Stop the service first, then try again."
-            )
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def use_journal(connection: apsw.Connection, path: Path, mode: str) -> None:
+    """Set the journal mode, which is stored in the file.
+
+    Args:
+        connection: To the file.
+        path: Its name, for the message.
+        mode: ``wal``, or ``delete``, which succeeds only if nobody else has the file open.
+
+    Raises:
+        StoreUnavailableError: Another process has the file open.
+    """
+    if connection.pragma("journal_mode", mode) != mode:
+        raise StoreUnavailableError(
+            f"Another process has {path} open. Stop the service first, then try again."
+        )
 
 
 def check_tables(connection: apsw.Connection, path: Path) -> None:

@@ -26,7 +26,7 @@ from .cipher import ExtendedNonceCipher, cipher_named
 from .header import Header, HeaderKeys
 from .nonce import LEASE, CounterLease, check_lease, fresh_uuid
 from .record import MAX_NAME_BYTES, MAX_VALUE_BYTES, RecordKeys, Row
-from .schema import TABLES, check_tables, connect
+from .schema import TABLES, check_tables, connect, use_journal
 from .sqlite_errors import translated
 
 _PAGE: Final = 256
@@ -95,6 +95,7 @@ class SecureDb:
                 header = Header.read(connection)
                 header_keys = HeaderKeys(master, header.db_id)
                 keys = RecordKeys(header_keys.open(header), header.db_id)
+                use_journal(connection, path, "wal")
             except WrongKeyError:
                 connection.close()
                 raise WrongKeyError(
@@ -420,7 +421,7 @@ def _create(
         os.close(os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         db_id = secrets.token_bytes(16)
         header_keys = HeaderKeys(master, db_id)
-        connection = connect(draft, journal_mode="delete")
+        connection = connect(draft)
         try:
             with Keyset.new(cipher.code, clock) as keyset, connection:
                 for table in TABLES.values():

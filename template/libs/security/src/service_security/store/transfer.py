@@ -24,7 +24,7 @@ from .._files import create_whole, sync_folder
 from ..errors import ConfigurationError, IntegrityError, StoreUnavailableError
 from ..layout import DataFolder
 from ..secret_bytes import SecretBytes
-from .schema import connect
+from .schema import connect, use_journal
 from .secure_db import SecureDb
 from .sqlite_errors import translated
 
@@ -132,7 +132,7 @@ def import_records(
     with _alone_in(folder):
         _expect(folder.database, Kind.PLAIN)
         draft = folder.database.with_name(folder.database.name + ".importing")
-        with translated(folder.database), closing(_plain(folder.database)) as source:
+        with translated(folder.database), closing(_rollback_mode(folder.database)) as source:
             source.execute("BEGIN EXCLUSIVE")
             total = _count(source)
             with SecureDb.open(draft, master_key, cipher=cipher) as target:
@@ -165,7 +165,7 @@ def export_records(folder: DataFolder, master_key: SecretBytes, *, progress: Pro
         draft = folder.database.with_name(folder.database.name + ".exporting")
         with translated(folder.database):
             # Leaving WAL mode succeeds only if nobody else has the file open, in any program.
-            connect(folder.database, journal_mode="delete").close()
+            _rollback_mode(folder.database).close()
         with (
             SecureDb.open(folder.database, master_key) as source,
             translated(draft),
@@ -259,13 +259,19 @@ def _text(name: bytes) -> str:
         ) from None
 
 
-def _plain(database: Path) -> apsw.Connection:
-    return connect(database, journal_mode="delete")
+def _rollback_mode(database: Path) -> apsw.Connection:
+    connection = connect(database)
+    try:
+        use_journal(connection, database, "delete")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 def _new_plain(draft: Path) -> apsw.Connection:
     create_whole(draft, b"")
-    connection = _plain(draft)
+    connection = _rollback_mode(draft)
     if not connection.execute("SELECT 1 FROM sqlite_schema").fetchall():
         connection.execute(PLAIN_TABLE)
     return connection
