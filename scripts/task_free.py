@@ -18,6 +18,13 @@ from scripts.worktree_copy import git
 # Stands in the message of every commit of the channel; a repository without it is not ours to write to.
 _MARK = "Task-free channel of Bartizan"
 
+# What is taken out of copier.yml, and the line that stands in its place. Without the hook the pieces are part
+# of every project, and what guards an unused piece's name would keep updates away from them.
+_LEFT_OUT = {
+    "_tasks": "This is the task-free channel: `_tasks` is left out, and nothing is pruned after rendering.",
+    "_skip_if_exists": "`_skip_if_exists` is left out with it: every piece follows the template.",
+}
+
 # Whatever makes copier ask for trust.
 _UNSAFE_KEYS = ("_tasks", "_migrations", "_jinja_extensions")
 
@@ -27,11 +34,20 @@ class ExportError(Exception):
 
 
 def without_tasks(text: str) -> str:
-    """Return a copier.yml without `_tasks` and the comment above it; the rest stays to the byte."""
+    """Return a copier.yml without `_tasks` and what belongs to it; the rest stays to the byte."""
+    edited = text
+    for key, note in _LEFT_OUT.items():
+        edited = cut_out(edited, key, note)
+    _verify(text, edited)
+    return edited
+
+
+def cut_out(text: str, key: str, note: str) -> str:
+    """Take out one top-level key and the comment above it."""
     lines = text.splitlines(keepends=True)
-    starts = [number for number, line in enumerate(lines) if re.match(r"_tasks\s*:", line)]
+    starts = [number for number, line in enumerate(lines) if re.match(rf"{key}\s*:", line)]
     if len(starts) != 1:
-        raise ExportError(f"copier.yml has {len(starts)} top-level `_tasks` keys where one is expected.")
+        raise ExportError(f"copier.yml has {len(starts)} top-level `{key}` keys where one is expected.")
     first = last = starts[0]
     while first > 0 and lines[first - 1].startswith("#"):
         first -= 1
@@ -41,15 +57,13 @@ def without_tasks(text: str) -> str:
     # Blank lines and comments before the next key belong to that key.
     while lines[last - 1].startswith("#") or not lines[last - 1].strip():
         last -= 1
-    note = "# This is the task-free channel: `_tasks` is left out, and nothing is pruned after rendering.\n"
-    edited = "".join([*lines[:first], note, *lines[last:]])
-    _verify(text, edited)
-    return edited
+    return "".join([*lines[:first], f"# {note}\n", *lines[last:]])
 
 
 def _verify(before: str, after: str) -> None:
     expected = yaml.safe_load(before)
-    del expected["_tasks"]
+    for key in _LEFT_OUT:
+        del expected[key]
     if yaml.safe_load(after) != expected:
         raise ExportError("Taking `_tasks` out of copier.yml changed something else in it.")
     for key in _UNSAFE_KEYS:

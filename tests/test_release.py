@@ -13,7 +13,7 @@ import pytest
 import yaml
 from scaffold import commit_all, contents, git
 
-from scripts.task_free import ExportError, without_tasks
+from scripts.task_free import ExportError, cut_out, without_tasks
 from scripts.worktree_copy import copy_template
 
 VERSION, OLDER = "9.9.9", "9.9.8"
@@ -201,6 +201,7 @@ def test_channel_differs_from_the_release_in_the_tasks_alone(checkout: Path, tmp
     assert [name for name in ours if ours[name] != theirs[name]] == ["copier.yml"]
     questions = yaml.safe_load(ours["copier.yml"])
     assert questions.pop("_tasks"), "control"
+    assert questions.pop("_skip_if_exists"), "control"
     assert yaml.safe_load(theirs["copier.yml"]) == questions
     assert tags(channel) == [f"v{VERSION}"]
     assert git(channel, "status", "--porcelain") == ""
@@ -281,18 +282,22 @@ def test_failed_export_takes_the_tag_back(checkout: Path, tmp_path: Path) -> Non
     ids=["indented", "not indented", "flow"],
 )
 def test_tasks_are_cut_out_with_their_comment_only(before: str) -> None:
-    after = without_tasks(before)
-    assert yaml.safe_load(after) == {"_a": 1, "_b": 2}
-    assert after.startswith("_a: 1\n\n# About a.\n\n# This is the task-free channel")
-    assert after.endswith("rendering.\n\n# About b.\n_b: 2\n")
+    after = cut_out(before, "_tasks", "Without tasks.")
+    assert after == "_a: 1\n\n# About a.\n\n# Without tasks.\n\n# About b.\n_b: 2\n"
 
 
 def test_tasks_at_the_end_are_cut_out() -> None:
-    assert yaml.safe_load(without_tasks("_a: 1\n_tasks:\n  - x\n")) == {"_a": 1}
+    assert yaml.safe_load(without_tasks("_a: 1\n_skip_if_exists: [y]\n_tasks:\n  - x\n")) == {"_a": 1}
 
 
 @pytest.mark.parametrize(
-    "text", ["_a: 1\n", "_tasks: [x]\n_migrations: [y]\n", "_tasks: [x]\n_jinja_extensions: [y]\n"]
+    "text",
+    [
+        "_a: 1\n",
+        "_tasks: [x]\n",
+        "_skip_if_exists: [z]\n_tasks: [x]\n_migrations: [y]\n",
+        "_skip_if_exists: [z]\n_tasks: [x]\n_jinja_extensions: [y]\n",
+    ],
 )
 def test_questions_without_a_task_free_form_are_refused(text: str) -> None:
     with pytest.raises(ExportError):
