@@ -113,8 +113,20 @@ HARDENED_ONLY = """
 TPM_ONLY = """
     docker-compose.tpm.yml
     docs/security/TPM.md
-    libs/security/src/service_security/keys/tpm.py
-    libs/security/tests/test_tpm.py
+    libs/security/src/service_security/keys/tpm/__init__.py
+    libs/security/src/service_security/keys/tpm/address.py
+    libs/security/src/service_security/keys/tpm/command.py
+    libs/security/src/service_security/keys/tpm/errors.py
+    libs/security/src/service_security/keys/tpm/framing.py
+    libs/security/src/service_security/keys/tpm/report.py
+    libs/security/src/service_security/keys/tpm/transport.py
+    libs/security/tests/fake_tpm.py
+    libs/security/tests/test_tpm_address.py
+    libs/security/tests/test_tpm_command.py
+    libs/security/tests/test_tpm_framing.py
+    libs/security/tests/test_tpm_report.py
+    libs/security/tests/test_tpm_simulator.py
+    libs/security/tests/test_tpm_transport.py
 """
 GITHUB_ONLY = """
     .github/dependabot.yml

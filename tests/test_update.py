@@ -262,13 +262,22 @@ def test_owners_file_under_the_name_of_a_piece_that_is_off_survives(
     assert leftovers(project) == []
 
 
-@pytest.mark.parametrize("piece_file", [PIECE_FILE, "docker-compose.tpm.yml"])
+@pytest.mark.parametrize(
+    "piece_file",
+    [
+        PIECE_FILE,
+        "docker-compose.tpm.yml",
+        "libs/security/src/service_security/keys/tpm/address.py",
+        "libs/security/tests/test_tpm_address.py",
+    ],
+)
 def test_ignored_file_under_the_name_of_a_piece_that_is_off_survives(
     older_project: Callable[[Answers], Path], piece_file: str
 ) -> None:
     # In no commit and in no diff: once overwritten or deleted, nothing would bring it back.
     project = older_project(HARDENED)
     append(project / ".gitignore", f"/{piece_file}\n")
+    (project / piece_file).parent.mkdir(exist_ok=True)
     (project / piece_file).write_text(OWNERS_SENTENCE)
     commit_all(project, "An ignored file of the same name")
     assert piece_file not in git(project, "ls-files")

@@ -160,3 +160,13 @@ def test_runs_as_a_module() -> None:
     )
     assert (result.returncode, result.stderr) == (0, "")
     assert Path("data/envelope.json").exists()
+
+
+def test_folder_that_a_removed_command_leaves_behind_is_no_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Caches stay when the sources go, and Python takes a folder for a package."""
+    (tmp_path / "removed_command" / "__pycache__").mkdir(parents=True)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("service_security.cli._OPTIONAL_COMMANDS", ("removed_command",))
+    assert main(["init"]) == 0

@@ -66,7 +66,8 @@ def _parser() -> argparse.ArgumentParser:
     exporting.set_defaults(run=_export)
 
     for name in _OPTIONAL_COMMANDS:
-        if importlib.util.find_spec(name):
+        spec = importlib.util.find_spec(name)
+        if spec and spec.loader:  # a folder of caches, left of a removed command, has none
             importlib.import_module(name).add_command(commands)
     return parser
 

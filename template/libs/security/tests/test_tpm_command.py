@@ -1,0 +1,64 @@
+"""The command ``tpm``, as a person runs it."""
+
+import argparse
+
+import pytest
+
+from fake_tpm import FakeTpm, character_device
+from service_security.cli import main
+from service_security.keys.tpm import add_command, framing
+
+
+def test_command_prints_the_report(capsys: pytest.CaptureFixture[str]) -> None:
+    with character_device(FakeTpm().exchange) as path:
+        assert main(["tpm", "--address", path]) == 0
+    assert capsys.readouterr().out == (
+        f"TPM 2.0 at {path}\n"
+        "  manufacturer       ACME Part 7\n"
+        "  firmware           00000007.000000fe\n"
+        "  ECC P-256          present\n"
+        "  SHA-256            present\n"
+        "  AES-128-CFB        present\n"
+        "  owner password     not set\n"
+        "  lock-out password  not set\n"
+        "  lock-out           not active\n"
+        "  failed tries       1 of 32\n"
+        "\n"
+        "This user can use it for a key.\n"
+        "Nothing is kept in it: the key of this version is in the key file or container secret.\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("variable", "address"),
+    [("unix:/run/tpm", "unix:/run/tpm"), ("", "/dev/tpmrm0"), (None, "/dev/tpmrm0")],
+)
+def test_command_takes_its_address_from_the_environment(
+    variable: str | None, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An option wins; an empty variable is as good as none."""
+    monkeypatch.delenv("SERVICE_TPM", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("SERVICE_TPM", variable)
+    parser = argparse.ArgumentParser()
+    add_command(parser.add_subparsers())
+    assert parser.parse_args(["tpm"]).address == address
+    assert parser.parse_args(["tpm", "--address", "/dev/tpm0"]).address == "/dev/tpm0"
+
+
+def test_tpm_that_cannot_be_used_has_its_exit_status(capsys: pytest.CaptureFixture[str]) -> None:
+    fake = FakeTpm()
+    fake.lists[framing.PROPERTIES][0x200] = 1 << 9
+    with character_device(fake.exchange) as path:
+        assert main(["tpm", "--address", path]) == 1
+    assert "It cannot be used for a key now: it is locked out" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("address", ["/dev/nothing-of-that-name", "tcp:192.0.2.1:2321"])
+def test_error_is_one_line_and_has_its_exit_status(
+    address: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["tpm", "--address", address]) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.count("\n") == 1
