@@ -56,7 +56,7 @@ def release(checkout: Path, *arguments: str, **variables: str) -> subprocess.Com
     return subprocess.run(
         [sys.executable, "-m", "scripts.release", *arguments],
         cwd=checkout,
-        env=os.environ | variables,
+        env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"} | variables,
         check=False,
         capture_output=True,
         text=True,

@@ -10,7 +10,7 @@ import apsw
 import pytest
 
 from service_security.cli import main
-from service_security.store.transfer import PLAIN_TABLE
+from service_security.store.kind import PLAIN_TABLE
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +82,7 @@ def test_import_and_export_show_progress_and_the_result(
     assert "1000 of 1200 records encrypted\n" in shown.err
     assert main(["db", "export"]) == 0
     shown = capsys.readouterr()
-    assert "1200 records now that anyone" in shown.out
+    assert "1200 records now, for anyone" in shown.out
     assert "1200 of 1200 records exported\n" in shown.err
 
 

@@ -1,10 +1,12 @@
 """No nonce twice under one key: not after kill -9, in a second process, a fork or a copy."""
 
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -135,6 +137,24 @@ def test_a_uuid_is_sixteen_bytes_and_never_the_same() -> None:
     assert {len(uuid) for uuid in uuids} == {16}
 
 
+def test_a_uuid_holds_the_kernels_randomness(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.time_ns", lambda: 0)
+    monkeypatch.setattr(os, "getpid", lambda: 0)
+    monkeypatch.setattr(os, "urandom", lambda count: bytes(range(count)))
+    assert fresh_uuid() == bytes(range(16))
+
+
+def test_a_uuid_differs_by_time_and_process_where_randomness_repeats(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "urandom", bytes)
+    clock = iter([1, 2, 2])
+    monkeypatch.setattr("time.time_ns", lambda: next(clock))
+    first, second = fresh_uuid(), fresh_uuid()
+    monkeypatch.setattr(os, "getpid", lambda: 0)
+    assert len({first, second, fresh_uuid()}) == 3
+
+
 def _start_writer(database: Path, tag: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [sys.executable, "-c", WRITER, str(database), tag], stdout=subprocess.PIPE, text=True
@@ -192,6 +212,7 @@ def test_a_forked_child_cannot_use_the_parents_store(store: SecureDb, database: 
     if child == 0:
         answers = []
         for call in (
+            store.check,
             lambda: store.insert(b"child", b""),
             lambda: store.get(b"name"),
             lambda: store.remove(b"name"),
@@ -209,8 +230,89 @@ def test_a_forked_child_cannot_use_the_parents_store(store: SecureDb, database: 
         os.write(writer, " ".join(answers).encode())
         os._exit(0)
     os.waitpid(child, 0)
-    assert os.read(reader, 200).decode() == "refused " * 5 + "b'value'"
+    assert os.read(reader, 200).decode() == "refused " * 6 + "b'value'"
     os.close(reader)
     os.close(writer)
     assert store.insert(b"parent", b"still works")
     assert store.get(b"name") == b"value"
+
+
+FORKER = """
+import os, subprocess, sys
+from service_security.store import SecureDb
+
+path, other = sys.argv[1:]
+store = SecureDb.open(path, bytes(range(32)))
+store.insert(b"parent", b"")
+child = os.fork()
+if child == 0:
+    sys.stdin.readline()  # until the parent and the other process are gone
+    sys.exit(0)
+store.close()
+subprocess.run([sys.executable, "-c", other, path])
+os._exit(0)
+"""
+KILLED = """
+import os, signal, sys
+from service_security.store import SecureDb
+
+store = SecureDb.open(sys.argv[1], bytes(range(32)))
+for number in range(50):
+    store.insert(b"%d" % number, b"")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")
+def test_the_end_of_a_forked_child_leaves_the_log_of_others_alone(database: Path) -> None:
+    """SQLite closes the inherited connection when the child ends, as if it were the last one."""
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", FORKER, str(database), KILLED],
+        stdin=subprocess.PIPE,
+    )
+    process.wait(timeout=30)  # the child lives on, holding the other end of the pipe
+    log = database.with_name(database.name + "-wal")
+    assert log.stat().st_size > 0
+    process.communicate(b"\n")
+    for _ in range(300):
+        if not _is_open_anywhere(database):
+            break
+        time.sleep(0.01)
+    with SecureDb.open(database, MASTER) as store:
+        assert store.count() == 51
+
+
+def _is_open_anywhere(database: Path) -> bool:
+    for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):
+            if descriptor.readlink() == database:
+                return True
+    return False
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")
+@pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
+def test_a_fork_waits_for_calls_of_other_threads_and_the_child_does_not_hang(
+    store: SecureDb,
+) -> None:
+    stop = threading.Event()
+
+    def write() -> None:
+        while not stop.is_set():
+            store.insert(b"name", b"value")
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        for _ in range(20):
+            child = os.fork()
+            if child == 0:
+                signal.alarm(5)
+                with contextlib.suppress(StoreUnavailableError):
+                    store.get(b"name")
+                store.close()
+                os._exit(0)
+            assert os.waitpid(child, 0)[1] == 0
+    finally:
+        stop.set()
+        thread.join()

@@ -3,7 +3,7 @@
 import os
 import shutil
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ from service_security.errors import (
     WrongKeyError,
 )
 from service_security.secret_bytes import SecretBytes
-from service_security.store import SecureDb
+from service_security.store import SecureDb, schema, secure_db
+from service_security.store.record import Row
 
 
 def _sql(database: Path, statement: str, *arguments: Any) -> list[Any]:
@@ -83,11 +84,15 @@ def test_a_file_keeps_its_cipher(database: Path) -> None:
 
 
 def test_closing_wipes_the_keys(store: SecureDb) -> None:
-    keyset = store._keys._keyset
+    store.insert(b"name", b"value")
+    row: Any = store._connection.execute("SELECT token, key_id, sealed FROM record").fetchone()
+    keys = store._keys
     store.close()
-    for entry in keyset.entries.values():
+    for entry in keys._keyset.entries.values():
         with pytest.raises(ValueError, match="closed"):
             entry.key.check()
+    with pytest.raises(IntegrityError):  # not even with what OpenSSL had made of the keys
+        keys.open(Row(*row))
 
 
 # Files
@@ -207,6 +212,46 @@ def test_a_record_that_was_tampered_with_is_refused(written: Path, statement: st
             assert store.get(b"three") == b"third"
 
 
+def test_a_record_under_another_token_is_refused_although_it_was_sealed_for_it(
+    store: SecureDb, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The name inside is checked by itself, not only by the associated data."""
+    other = store._keys.token(b"other")
+    with monkeypatch.context() as patch:
+        patch.setattr(store._keys, "token", lambda _: other)
+        store.insert(b"name", b"value")
+    with pytest.raises(IntegrityError):
+        store.get(b"other")
+    with pytest.raises(IntegrityError, match="Record 1 failed"):
+        list(store.items())
+
+
+def test_iteration_gives_what_lies_before_a_damaged_record_and_can_go_on_behind_it(
+    store: SecureDb,
+) -> None:
+    store.insert_many((b"%d" % number, b"") for number in range(9))
+    store._connection.execute("UPDATE record SET sealed = zeroblob(60) WHERE id = 5")
+    assert list(_until_damage(store)) == [(b"%d" % number, b"") for number in range(4)]
+    with pytest.raises(IntegrityError, match="Record 5 failed"):
+        list(store.items())
+    assert [name for _, name, _ in store.page(5, 100)] == [b"5", b"6", b"7", b"8"]
+
+
+def _until_damage(store: SecureDb) -> Iterator[tuple[bytes, bytes]]:
+    try:
+        yield from store.items()
+    except IntegrityError:
+        return
+
+
+def test_a_format_that_changes_under_an_open_store_is_named(
+    store: SecureDb, database: Path
+) -> None:
+    _sql(database, "UPDATE header SET format = 2")
+    with pytest.raises(UnsupportedFormatError, match="format 2"):
+        store.check()
+
+
 def test_a_record_of_another_database_is_refused(
     written: Path, open_store: Opener, tmp_path: Path
 ) -> None:
@@ -315,7 +360,7 @@ def test_a_damaged_file_is_refused_and_left_alone(
     damage(written)
     before = written.read_bytes()
     with (
-        pytest.raises(IntegrityError, match="Restore it from a backup"),
+        pytest.raises(IntegrityError, match="estore it from a backup"),
         SecureDb.open(written, MASTER) as store,
     ):
         list(store.items())
@@ -374,7 +419,12 @@ def test_after_a_device_error_writes_are_refused_until_reopened(
         patch.setattr(store, "_generation_on_disk", fail)
         with pytest.raises(StoreUnavailableError):
             store.insert(b"lost", b"value")
-    for write in (lambda: store.insert(b"lost", b"value"), store.check):
+    for write in (
+        lambda: store.insert(b"lost", b"value"),
+        lambda: store.remove(b"kept"),
+        store.flush,
+        store.check,
+    ):
         with pytest.raises(StoreUnavailableError, match="failed on the device"):
             write()
     assert store.get(b"kept") == b"value"
@@ -390,6 +440,103 @@ def test_a_busy_file_is_named(store: SecureDb, database: Path) -> None:
         store.insert(b"name", b"value")
     writer.close()
     store.insert(b"name", b"value")
+
+
+def test_a_write_that_fails_in_the_middle_leaves_no_transaction_open(
+    store: SecureDb, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt() -> int:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "_generation_on_disk", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            store.insert(b"name", b"value")
+    assert not store._connection.in_transaction
+    assert store.insert(b"name", b"value")
+
+
+def test_an_interrupt_while_waiting_for_the_lock_leaves_no_transaction_open(
+    store: SecureDb, database: Path
+) -> None:
+    store.insert(b"name", b"value")
+    writer = apsw.Connection(str(database))
+    writer.execute("BEGIN IMMEDIATE")
+
+    def interrupt(_: int) -> bool:
+        writer.execute("COMMIT")  # so that BEGIN succeeds, with the exception on its way
+        raise KeyboardInterrupt
+
+    store._connection.set_busy_handler(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        store.insert(b"name", b"another")
+    writer.close()
+    assert not store._connection.in_transaction
+    store._connection.set_busy_handler(None)
+    assert not store.insert(b"name", b"third")
+
+
+def test_every_connection_is_set_up_to_survive(store: SecureDb) -> None:
+    settings = {
+        name: store._connection.pragma(name)
+        for name in ("journal_mode", "synchronous", "secure_delete", "mmap_size")
+    }
+    assert settings == {"journal_mode": "wal", "synchronous": 2, "secure_delete": 1, "mmap_size": 0}
+    assert store._connection.config(apsw.SQLITE_DBCONFIG_DEFENSIVE, -1) == 1
+    assert store._connection.config(apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA, -1) == 0
+
+
+def test_a_failed_open_closes_what_it_opened(
+    written: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[apsw.Connection] = []
+
+    def note(path: Path) -> apsw.Connection:
+        opened.append(schema.connect(path))
+        return opened[-1]
+
+    monkeypatch.setattr(secure_db, "connect", note)
+    with pytest.raises(WrongKeyError):
+        SecureDb.open(written, bytes(32))
+    (connection,) = opened
+    with pytest.raises(apsw.ConnectionClosedError):
+        connection.execute("SELECT 1")
+
+
+@pytest.mark.parametrize("suffix", ["-wal", "-journal"])
+def test_a_log_without_its_database_is_not_taken_over(database: Path, suffix: str) -> None:
+    log = database.with_name(database.name + suffix)
+    log.write_bytes(b"records that are nowhere else")
+    with pytest.raises(IntegrityError, match="is there without"):
+        SecureDb.open(database, MASTER)
+    assert not database.exists()
+    assert log.read_bytes() == b"records that are nowhere else"
+
+
+def test_a_path_that_is_not_utf8_is_refused_with_a_sentence(tmp_path: Path) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    folder.mkdir()
+    with pytest.raises(ConfigurationError, match="not UTF-8"):
+        SecureDb.open(folder / "records.db", MASTER)
+
+
+@pytest.mark.parametrize("name", ["a b?c#d%.db", ":memory:", "file:x"])
+def test_odd_names_are_ordinary_files(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with SecureDb.open(name, MASTER) as store:
+        store.insert(b"name", b"value")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    with SecureDb.open(name, MASTER) as store:
+        assert store.get(b"name") == b"value"
+
+
+@pytest.mark.parametrize("path", ["file/records.db", "n" * 300])
+def test_paths_that_cannot_be_are_refused_with_a_sentence(tmp_path: Path, path: str) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StoreUnavailableError):
+        SecureDb.open(tmp_path / path, MASTER)
 
 
 # Keysets that change

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from conftest import MASTER, Opener
+from service_security.errors import StoreUnavailableError
 from service_security.store import SecureDb
 
 EDGES = [b"", b"\0", b"a", b"\xff" * 300, "Zürich/\N{ROCKET}".encode(), b"x" * 65_535]
@@ -135,7 +136,7 @@ def test_a_closed_store_refuses_everything(store: SecureDb) -> None:
         store.check,
         store.count,
     ):
-        with pytest.raises(ValueError, match="closed"):
+        with pytest.raises(StoreUnavailableError, match="closed"):
             call()
 
 

@@ -5,7 +5,8 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
 from pathlib import Path
 
 import apsw
@@ -21,12 +22,11 @@ from service_security.errors import (
 from service_security.layout import DataFolder
 from service_security.secret_bytes import SecretBytes
 from service_security.store import SecureDb, transfer
+from service_security.store.kind import PLAIN_TABLE, Kind, kind_of
 from service_security.store.transfer import (
-    PLAIN_TABLE,
-    Kind,
+    Transferred,
     export_records,
     import_records,
-    kind_of,
     leave_note,
     refuse_other_kind,
 )
@@ -57,12 +57,14 @@ def _read_encrypted(path: Path) -> dict[str, bytes]:
         return {name.decode(): value for name, value in store.items()}
 
 
-def _import(folder: DataFolder, cipher: str = "xchacha20poly1305", key: bytes = MASTER) -> int:
+def _import(
+    folder: DataFolder, cipher: str = "xchacha20poly1305", key: bytes = MASTER
+) -> Transferred:
     with SecretBytes.copy_of(key) as master:
         return import_records(folder, master, cipher=cipher, progress=lambda *_: None)
 
 
-def _export(folder: DataFolder, key: bytes = MASTER) -> int:
+def _export(folder: DataFolder, key: bytes = MASTER) -> Transferred:
     with SecretBytes.copy_of(key) as master:
         return export_records(folder, master, progress=lambda *_: None)
 
@@ -73,12 +75,12 @@ def _names(folder: DataFolder) -> list[str]:
 
 def test_there_and_back(folder: DataFolder, cipher: str) -> None:
     _write_plain(folder.database, RECORDS)
-    assert _import(folder, cipher) == len(RECORDS)
+    assert _import(folder, cipher) == Transferred(len(RECORDS), old_file_remains=False)
     assert kind_of(folder.database) is Kind.ENCRYPTED
     assert _read_encrypted(folder.database) == RECORDS
     with SecureDb.open(folder.database, MASTER) as store:
         assert store.cipher == cipher
-    assert _export(folder) == len(RECORDS)
+    assert _export(folder) == Transferred(len(RECORDS), old_file_remains=False)
     assert kind_of(folder.database) is Kind.PLAIN
     assert _read_plain(folder.database) == RECORDS
     assert _names(folder) == ["records.db"]
@@ -86,8 +88,8 @@ def test_there_and_back(folder: DataFolder, cipher: str) -> None:
 
 def test_an_empty_database_goes_there_and_back(folder: DataFolder) -> None:
     _write_plain(folder.database, {})
-    assert _import(folder) == 0
-    assert _export(folder) == 0
+    assert _import(folder).count == 0
+    assert _export(folder).count == 0
     assert _read_plain(folder.database) == {}
 
 
@@ -114,8 +116,9 @@ def test_the_plain_file_is_wiped_but_another_name_of_it_is_not(
     (tmp_path / "backups").mkdir()
     backup = tmp_path / "backups" / "records.db"
     os.link(folder.database, backup)
-    _import(folder)
+    assert _import(folder).old_file_remains
     assert _read_plain(backup) == RECORDS
+    assert sorted(_names(folder)) == ["backups", "records.db"]
 
 
 def test_progress_counts_up_to_the_number_of_records(folder: DataFolder) -> None:
@@ -146,7 +149,7 @@ from service_security.layout import DataFolder
 from service_security.secret_bytes import SecretBytes
 from service_security.store import transfer
 
-transfer._BATCH = 20
+transfer._BATCH_RECORDS = 20
 folder = DataFolder(Path(sys.argv[1]))
 arguments = {"progress": lambda done, total: print(done, flush=True)}
 with SecretBytes.copy_of(bytes(range(32))) as master:
@@ -200,9 +203,9 @@ def test_a_wrong_key_changes_nothing(folder: DataFolder) -> None:
 
 
 def test_each_command_refuses_what_the_other_one_is_for(folder: DataFolder) -> None:
-    with pytest.raises(ConfigurationError, match="is no file"):
+    with pytest.raises(ConfigurationError, match="is missing or empty"):
         _import(folder)
-    with pytest.raises(ConfigurationError, match="is no file"):
+    with pytest.raises(ConfigurationError, match="is missing or empty"):
         _export(folder)
     _write_plain(folder.database, RECORDS)
     with pytest.raises(ConfigurationError, match="is plain records"):
@@ -267,7 +270,7 @@ def test_a_folder_that_a_service_uses_is_refused(folder: DataFolder) -> None:
     with pytest.raises(StoreUnavailableError, match="Stop the service"):
         _import(folder)
     os.close(descriptor)
-    assert _import(folder) == len(RECORDS)
+    assert _import(folder).count == len(RECORDS)
 
 
 def test_an_encrypted_file_that_any_program_has_open_is_not_exported(folder: DataFolder) -> None:
@@ -276,14 +279,14 @@ def test_an_encrypted_file_that_any_program_has_open_is_not_exported(folder: Dat
         with pytest.raises(StoreUnavailableError):
             _export(folder)
         store.insert(b"another", b"value")
-    assert _export(folder) == 2
+    assert _export(folder).count == 2
 
 
 def test_a_plain_file_that_another_program_writes_is_not_imported(
     folder: DataFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _write_plain(folder.database, RECORDS)
-    monkeypatch.setattr("service_security.store.schema._BUSY_TIMEOUT_MS", 10)
+    monkeypatch.setattr("service_security.store.schema.BUSY_TIMEOUT_MS", 10)
     writer = apsw.Connection(str(folder.database))
     writer.execute("BEGIN IMMEDIATE")
     with pytest.raises(StoreUnavailableError, match="in use by another process"):
@@ -317,4 +320,256 @@ def test_a_file_that_is_no_database_is_refused(folder: DataFolder) -> None:
     folder.database.write_bytes(b"not a database" * 100)
     with pytest.raises(IntegrityError):
         kind_of(folder.database)
-    assert transfer.kind_of(folder.path / "missing") is Kind.NONE
+    assert kind_of(folder.path / "missing") is Kind.NONE
+
+
+# Crashes between the steps
+
+
+class Crash(BaseException):
+    """Stands for the end of the process: nothing may catch it."""
+
+
+def _crash_at(monkeypatch: pytest.MonkeyPatch, owner: object, name: str) -> None:
+    def crash(*_: object, **__: object) -> None:
+        raise Crash
+
+    monkeypatch.setattr(owner, name, crash)
+
+
+CRASHES = [
+    (transfer, "_wipe"),
+    (Path, "replace"),
+    (transfer, "_publish"),
+    (transfer, "_drop_replaced"),
+    (transfer, "_check_encrypted"),
+    (transfer, "_check_plain"),
+]
+
+
+@pytest.mark.parametrize("direction", ["import", "export"])
+@pytest.mark.parametrize(("owner", "name"), CRASHES, ids=[name for _, name in CRASHES])
+def test_a_transfer_that_stops_at_any_step_goes_on(
+    folder: DataFolder, direction: str, owner: object, name: str
+) -> None:
+    run: Callable[[DataFolder], Transferred] = _import
+    goal, read = Kind.ENCRYPTED, _read_encrypted
+    _write_plain(folder.database, RECORDS)
+    if direction == "export":
+        _import(folder)
+        run, goal, read = _export, Kind.PLAIN, _read_plain
+    with pytest.MonkeyPatch.context() as patch:
+        _crash_at(patch, owner, name)
+        with suppress(Crash):
+            run(folder)
+    left_over = {"records.db.importing", "records.db.exporting", "records.db.replaced"}
+    if left_over & set(_names(folder)):  # else this direction does not take that step
+        assert run(folder).count == len(RECORDS)
+    assert kind_of(folder.database) is goal
+    assert read(folder.database) == RECORDS
+    assert _names(folder) == ["records.db"]
+
+
+def test_the_name_right_before_the_rename_is_not_taken_for_the_old_file(
+    folder: DataFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At that moment ``records.db.replaced`` is the live database itself."""
+    _write_plain(folder.database, RECORDS)
+    with monkeypatch.context() as patch:
+        _crash_at(patch, Path, "replace")
+        with pytest.raises(Crash):
+            _import(folder)
+    assert (folder.path / "records.db.replaced").samefile(folder.database)
+    assert _import(folder).count == len(RECORDS)
+    assert _read_encrypted(folder.database) == RECORDS
+
+
+def test_a_service_does_not_start_beside_readable_left_overs(folder: DataFolder) -> None:
+    SecureDb.open(folder.database, MASTER).close()
+    for suffix, command in (("replaced", "db import"), ("exporting", "db export")):
+        left_over = folder.path / f"records.db.{suffix}"
+        left_over.write_bytes(b"readable")
+        with pytest.raises(ConfigurationError, match=f"{suffix}.*{command}"):
+            refuse_other_kind(folder.database, cipher="aes256gcm")
+        left_over.unlink()
+    refuse_other_kind(folder.database, cipher="aes256gcm")
+
+
+def test_a_failed_export_leaves_no_readable_draft(folder: DataFolder) -> None:
+    with SecureDb.open(folder.database, MASTER) as store:
+        store.insert_many([(b"readable", b""), (b"\xff", b"")])
+    with pytest.raises(ConfigurationError, match="not UTF-8"):
+        _export(folder)
+    assert _names(folder) == ["records.db"]
+
+
+def test_an_import_removes_the_draft_of_a_stopped_export(folder: DataFolder) -> None:
+    _write_plain(folder.database, RECORDS)
+    _write_plain(folder.path / "records.db.exporting", RECORDS)
+    _import(folder)
+    assert _names(folder) == ["records.db"]
+
+
+# Drafts that are of no use
+
+
+@pytest.mark.parametrize("suffix", ["importing", "exporting"])
+@pytest.mark.parametrize("draft", ["a link", "readable by all", "damaged", "of another key"])
+def test_a_draft_that_cannot_be_trusted_is_begun_anew(
+    tmp_path: Path, suffix: str, draft: str
+) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    data = DataFolder(tmp_path / "data")
+    data.path.mkdir()
+    _write_plain(data.database, RECORDS)
+    if suffix == "exporting":
+        _import(data)
+    path = data.path / f"records.db.{suffix}"
+    if draft == "a link":
+        (outside / "victim").write_bytes(b"untouched")
+        path.symlink_to(outside / "victim")
+    elif draft == "of another key":
+        SecureDb.open(path, bytes(32)).close()
+    else:
+        path.write_bytes(b"damaged" * 100 if draft == "damaged" else b"")
+        path.chmod(0o644 if draft == "readable by all" else 0o600)
+    (_import if suffix == "importing" else _export)(data)
+    assert (_read_encrypted if suffix == "importing" else _read_plain)(data.database) == RECORDS
+    assert data.database.stat().st_mode & 0o777 == 0o600
+    assert _names(data) == ["records.db"]
+    if draft == "a link":
+        assert (outside / "victim").read_bytes() == b"untouched"
+
+
+def test_an_import_with_another_cipher_begins_anew(folder: DataFolder) -> None:
+    _write_plain(folder.database, RECORDS)
+    SecureDb.open(folder.path / "records.db.importing", MASTER, cipher="aes256gcm").close()
+    _import(folder, "xchacha20poly1305")
+    with SecureDb.open(folder.database, MASTER) as store:
+        assert store.cipher == "xchacha20poly1305"
+
+
+# Sources that are not what the service writes
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "CREATE TABLE extra (id)",
+        "CREATE INDEX by_value ON records (value)",
+        "ALTER TABLE records ADD COLUMN owner TEXT",
+    ],
+)
+def test_a_plain_database_with_anything_else_in_it_is_left_alone(
+    folder: DataFolder, statement: str
+) -> None:
+    _write_plain(folder.database, RECORDS)
+    with closing(apsw.Connection(str(folder.database))) as connection:
+        connection.execute(statement)
+    before = folder.database.read_bytes()
+    with pytest.raises(ConfigurationError, match="something else"):
+        _import(folder)
+    assert folder.database.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "row",
+    [("n", 5), ("n", "text"), ("n", 1.5), (b"n", b""), ("n" * 70_000, b"")],
+    ids=["integer", "text", "real", "BLOB name", "long name"],
+)
+def test_a_row_that_the_service_cannot_have_written_stops_the_import(
+    folder: DataFolder, row: tuple[object, object]
+) -> None:
+    _write_plain(folder.database, RECORDS)
+    with closing(apsw.Connection(str(folder.database))) as connection:
+        connection.execute("INSERT INTO records (name, value) VALUES (?, ?)", row)
+    before = folder.database.read_bytes()
+    with pytest.raises(ConfigurationError, match="Row 1235 of the plain records"):
+        _import(folder)
+    assert folder.database.read_bytes() == before
+
+
+def test_a_database_behind_a_link_is_refused(folder: DataFolder, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere.db"
+    _write_plain(elsewhere, RECORDS)
+    folder.database.symlink_to(elsewhere)
+    with pytest.raises(ConfigurationError, match="symbolic link"):
+        _import(folder)
+    assert _read_plain(elsewhere) == RECORDS
+
+
+KILLED_IN_A_TRANSACTION = """
+import os, signal, sqlite3, sys
+
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("PRAGMA cache_size = 1")
+connection.execute("BEGIN IMMEDIATE")
+for number in range(500):
+    connection.execute("UPDATE records SET value = ?", (bytes(500),))
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_plain_database_with_a_transaction_to_roll_back_is_imported(folder: DataFolder) -> None:
+    _write_plain(folder.database, RECORDS)
+    subprocess.run(
+        [sys.executable, "-c", KILLED_IN_A_TRANSACTION, str(folder.database)], check=False
+    )
+    assert (folder.path / "records.db-journal").stat().st_size > 0
+    assert kind_of(folder.database) is Kind.PLAIN
+    _import(folder)
+    assert _read_encrypted(folder.database) == RECORDS
+
+
+# Others at work
+
+
+LATE_WRITER = """
+import sys
+from service_security.errors import SecurityError
+from service_security.store import SecureDb, transfer
+
+try:
+    with SecureDb.open(sys.argv[1], bytes(range(32))) as store:
+        store.insert(b"late", b"write")
+    print("written")
+except SecurityError as error:
+    print(type(error).__name__)
+"""
+
+
+def test_no_write_slips_in_between_the_check_and_the_rename(
+    folder: DataFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _write_plain(folder.database, RECORDS)
+    _import(folder)
+    answers = []
+    publish = transfer._publish
+
+    def publish_after_a_late_writer(draft: Path, database: Path) -> bool:
+        writer = subprocess.Popen(
+            [sys.executable, "-c", LATE_WRITER, str(database)], stdout=subprocess.PIPE, text=True
+        )
+        answers.append(writer)
+        time.sleep(0.5)  # it has opened the file by now, and waits for the lock
+        return publish(draft, database)
+
+    monkeypatch.setattr(transfer, "_publish", publish_after_a_late_writer)
+    assert _export(folder).count == len(RECORDS)
+    assert answers[0].communicate(timeout=30)[0].strip() == "IntegrityError"
+    assert _read_plain(folder.database) == RECORDS
+
+
+def test_memory_does_not_grow_with_the_values() -> None:
+    """Batches are bounded by bytes too: 60 values of 1 MiB never meet in memory."""
+    sizes = []
+
+    def pairs() -> Iterator[tuple[bytes, bytes]]:
+        for number in range(60):
+            yield b"%d" % number, bytes(1024 * 1024)
+
+    for batch in transfer._batches(pairs()):
+        sizes.append(sum(len(value) for _, value in batch))
+    assert sum(sizes) == 60 * 1024 * 1024
+    assert max(sizes) <= 4 * 1024 * 1024

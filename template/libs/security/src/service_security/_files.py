@@ -1,14 +1,35 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, in folders that one process works in at a time."""
 
 import os
-import secrets
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import ConfigurationError
+from .errors import ConfigurationError, StoreUnavailableError
+
+if sys.platform != "win32":
+    import fcntl
+
+
+def exists(path: Path) -> bool:
+    """Tell whether there is anything of that name, a dangling link included.
+
+    Raises:
+        OSError: It cannot be told, for instance because the folder may not be searched.
+    """
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def create_whole(path: Path, contents: bytes | memoryview) -> bool:
     """Create ``path`` with ``contents``, mode 0600, durably; never replace a file.
+
+    The caller holds the folder (``held``), so that a draft which is there was left by a process
+    that died; it may hold a key and is removed.
 
     Returns:
         False, with nothing changed, when the path exists already.
@@ -16,12 +37,14 @@ def create_whole(path: Path, contents: bytes | memoryview) -> bool:
     Raises:
         ConfigurationError: The folder cannot be written.
     """
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    draft = path.with_name(f".{path.name}.new")
     try:
+        draft.unlink(missing_ok=True)
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            with open(descriptor, "wb", buffering=0) as file:  # noqa: PTH123 - a descriptor
+            with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor
                 file.write(contents)
+                file.flush()
                 os.fsync(file.fileno())
             return publish_new(draft, path)
         finally:
@@ -38,13 +61,14 @@ def publish_new(draft: Path, path: Path) -> bool:
         os.link(draft, path)  # unlike rename, fails where the name exists
     except FileExistsError:
         return False
+    draft.unlink()
     sync_folder(path.parent)
     return True
 
 
 def sync_folder(folder: Path) -> None:
     """Make a new, renamed or removed name in ``folder`` durable."""
-    if os.name == "nt":  # NTFS journals names; a folder cannot be opened
+    if sys.platform == "win32":  # NTFS journals names; a folder cannot be opened
         return
     descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -66,3 +90,38 @@ def make_private_folder(folder: Path) -> None:
             f"The folder {folder} cannot be created: {error.strerror}. "
             "Check the path and the owner of the folder above it."
         ) from error
+
+
+@contextmanager
+def held(folder: Path, *, wait: bool) -> Iterator[None]:
+    """Hold a folder alone, by an exclusive ``flock`` on it; a running service holds it shared.
+
+    Windows has no such lock, and nothing is held there.
+
+    Args:
+        folder: An existing folder.
+        wait: Wait for the others, or refuse while there are any.
+
+    Raises:
+        StoreUnavailableError: Another process holds the folder, or it cannot be opened.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise StoreUnavailableError(
+            f"The folder {folder} cannot be used: {error.strerror}."
+        ) from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise StoreUnavailableError(
+                f"The folder {folder} is in use. Stop the service that runs on it, then run the "
+                "command again."
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)

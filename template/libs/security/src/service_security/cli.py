@@ -18,7 +18,8 @@ from .keys import initialise, open_master_key
 from .keys.key_file import CONTAINER_SECRET, KEY_FILE
 from .layout import DataFolder
 from .store.cipher import CIPHERS
-from .store.transfer import Kind, export_records, import_records, kind_of
+from .store.kind import Kind, kind_of
+from .store.transfer import Transferred, export_records, import_records
 
 _OPTIONAL_COMMANDS = ("service_security.keys.tpm",)
 
@@ -113,19 +114,26 @@ def _init(options: argparse.Namespace) -> int:
 def _import(options: argparse.Namespace) -> int:
     folder = DataFolder(options.data_dir)
     with open_master_key(folder.envelope, options.key_file) as master_key:
-        count = import_records(
+        done = import_records(
             folder, master_key, cipher=options.cipher, progress=_Progress("encrypted")
         )
-    print(f"{folder.database} holds {count} encrypted records now.")
+    print(f"{folder.database} holds {done.count} encrypted records now.")
+    _warn_of_old_file(done)
     return 0
 
 
 def _export(options: argparse.Namespace) -> int:
     folder = DataFolder(options.data_dir)
     with open_master_key(folder.envelope, options.key_file) as master_key:
-        count = export_records(folder, master_key, progress=_Progress("exported"))
-    print(f"{folder.database} holds {count} records now that anyone who has the file can read.")
+        done = export_records(folder, master_key, progress=_Progress("exported"))
+    print(f"{folder.database} holds {done.count} records now, for anyone who has the file to read.")
+    _warn_of_old_file(done)
     return 0
+
+
+def _warn_of_old_file(done: Transferred) -> None:
+    if done.old_file_remains:
+        print("The old file has a second name (a hard link) somewhere and was not overwritten.")
 
 
 class _Progress:

@@ -49,6 +49,8 @@ class SecretBytes:
     def generate(cls, length: int = 32) -> Self:
         """Return ``length`` bytes of the kernel's randomness, never held anywhere else."""
         secret = cls(length)
+        if hasattr(os, "getrandom"):
+            os.getrandom(1)  # waits at boot until the kernel has randomness; the device does not
         with open("/dev/urandom", "rb", buffering=0) as source:  # noqa: PTH123 - raw, unbuffered
             _fill(secret, source.fileno())
         return secret

@@ -57,7 +57,7 @@ class Envelope:
         envelope_id: 16 random bytes.
         master_id: Check value of the master key, 32 bytes.
         generation: Counts the changes of the envelope, from 1.
-        slots: The ways to the master key, tried in order.
+        slots: The ways to the master key; the first of a known type is used.
         body: The exact bytes that the MAC covers.
         mac: 32 bytes.
     """
@@ -108,15 +108,18 @@ class Envelope:
             UnsupportedFormatError: Another version of the library wrote it.
         """
         try:
+            if len(text) > _MAX_BYTES:
+                raise ValueError("too long")
             outer = _members(json.loads(text, object_pairs_hook=_unique), {"body": str, "mac": str})
             body = outer["body"].encode()
             inner = json.loads(body, object_pairs_hook=_unique)
             if not isinstance(inner, dict) or inner.get("format") != FORMAT:
                 raise ValueError("another kind of file")
-            if inner.get("version") != VERSION:
+            version = inner.get("version")
+            if type(version) is int and version != VERSION:
                 raise UnsupportedFormatError(
-                    f"The envelope has format {inner.get('version')!r:.20}; this version of "
-                    f"service-security reads format {VERSION}. Use the version that wrote it."
+                    f"The envelope has format {version}; this version of service-security reads "
+                    f"format {VERSION}. Use the version that wrote it."
                 )
             _members(
                 inner,
@@ -183,7 +186,7 @@ def open_master_key(envelope: Path, key_file: Path) -> SecretBytes:
     """
     try:
         with envelope.open("rb") as file:
-            text = file.read(_MAX_BYTES)
+            text = file.read(_MAX_BYTES + 1)
     except FileNotFoundError:
         raise KeyUnavailableError(
             f"There is no key envelope {envelope}. A new service makes its key with "

@@ -4,13 +4,12 @@ The never-create rule: a key is made only here, only with no envelope and no enc
 no file is ever replaced. Two processes that run at once end with one key file and one envelope.
 """
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from .._files import create_whole, make_private_folder
-from ..errors import ConfigurationError
+from .._files import create_whole, exists, held, make_private_folder
+from ..errors import ConfigurationError, KeyUnavailableError
 from ..secret_bytes import SecretBytes
 from .derivation import KEY_BYTES
 from .envelope import Envelope, open_master_key
@@ -52,25 +51,49 @@ def initialise(
     Raises:
         ConfigurationError: Encrypted data without an envelope, a key file of wrong mode, owner
             or length, or a folder that cannot be written.
-        KeyUnavailableError: The container secret is missing or unreadable.
+        KeyUnavailableError: The container secret is missing or unreadable, or it cannot be told
+            whether there is an envelope.
+        StoreUnavailableError: A folder cannot be opened, or ``holds_encrypted_data`` cannot tell.
         WrongKeyError: An envelope is there and the key does not open it.
         IntegrityError: An envelope is there and is damaged.
     """
-    if os.path.lexists(envelope):  # a dangling link is not "no envelope"
+    if _is_there(envelope):
         open_master_key(envelope, key_file).close()
         return Initialised(created_key=False, created_envelope=False)
+    if key_file.absolute() == envelope.absolute():
+        raise ConfigurationError(f"{envelope} cannot be the key file: it is the envelope's place.")
     if holds_encrypted_data():
         raise ConfigurationError(
             f"There is encrypted data beside {envelope}, but no envelope. A new key could not read "
             "that data. Put the envelope back from the backup; nothing was changed."
         )
     make_private_folder(envelope.parent)
-    created_key = False
-    if slot_type == KEY_FILE:
-        make_private_folder(key_file.parent)
-        with SecretBytes.generate(KEY_BYTES) as fresh, fresh.view as view:
-            created_key = create_whole(key_file, view)
-    with read_key(key_file, slot_type) as wrapping_key, SecretBytes.generate(KEY_BYTES) as master:
-        created = create_whole(envelope, Envelope.create(master, wrapping_key, slot_type).to_json())
+    created_key = slot_type == KEY_FILE and _create_key(key_file)
+    with (
+        held(envelope.parent, wait=True),
+        read_key(key_file, slot_type) as wrapping_key,
+        SecretBytes.generate(KEY_BYTES) as master,
+    ):
+        contents = Envelope.create(master, wrapping_key, slot_type).to_json()
+        created_envelope = create_whole(envelope, contents)
     open_master_key(envelope, key_file).close()  # proves the pair that is on disk now
-    return Initialised(created_key, created)
+    return Initialised(created_key, created_envelope)
+
+
+def _is_there(envelope: Path) -> bool:
+    try:
+        return exists(envelope)  # a dangling link is not "no envelope"
+    except OSError as error:
+        raise KeyUnavailableError(
+            f"Whether there is an envelope {envelope} cannot be told: {error.strerror}."
+        ) from error
+
+
+def _create_key(key_file: Path) -> bool:
+    make_private_folder(key_file.parent)
+    with (
+        held(key_file.parent, wait=True),
+        SecretBytes.generate(KEY_BYTES) as fresh,
+        fresh.view as view,
+    ):
+        return create_whole(key_file, view)

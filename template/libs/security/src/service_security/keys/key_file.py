@@ -10,6 +10,7 @@ Both hold exactly 32 raw bytes. They differ in who may read the file:
 """
 
 import os
+import shlex
 import stat
 from pathlib import Path
 from typing import Final
@@ -84,10 +85,11 @@ def _check_owner_and_mode(path: Path, status: os.stat_result, slot_type: str) ->
     if mode & 0o077:
         raise ConfigurationError(
             f"Others may read or write the key file {path} (mode {mode:04o}). "
-            f"Run: chmod 600 {path}. If others could read it, treat the key as known to them."
+            f"Run: chmod 600 {shlex.quote(str(path))} . If others could read it, treat the key as "
+            "known to them."
         )
     if status.st_uid not in (os.geteuid(), 0):
         raise ConfigurationError(
             f"The key file {path} belongs to user {status.st_uid}, and the service runs as "
-            f"{os.geteuid()}. Run: chown {os.geteuid()} {path}"
+            f"{os.geteuid()}. Run: chown {os.geteuid()} {shlex.quote(str(path))}"
         )

@@ -92,7 +92,12 @@ class Keyset:
         self.entries = {entry.key_id: entry for entry in entries}
         index_keys = [e for e in self.entries.values() if e.purpose is KeyPurpose.NAME_INDEX]
         primary = self.entries.get(primary_id)
-        if primary is None or primary.purpose is not KeyPurpose.RECORD or len(index_keys) != 1:
+        if (
+            primary is None
+            or primary.purpose is not KeyPurpose.RECORD
+            or primary.state is KeyState.DESTROYED
+            or len(index_keys) != 1
+        ):
             raise IntegrityError("The keyset is damaged. Restore the database from a backup.")
         self.primary = primary
         self.name_index = index_keys[0]

@@ -15,7 +15,7 @@ from typing import Self
 
 import apsw
 
-from ..errors import IntegrityError, WrongKeyError
+from ..errors import IntegrityError, UnsupportedFormatError, WrongKeyError
 from ..keys.derivation import derive, master_id
 from ..keys.keyset import Keyset
 from ..secret_bytes import SecretBytes
@@ -105,11 +105,17 @@ class Header:
 
         Raises:
             IntegrityError: There is none, or a number in it is out of range.
+            UnsupportedFormatError: Another version of the library wrote it.
         """
         row = connection.execute(
             "SELECT format, db_id, master_id, keyset_generation, keyset, mac FROM header"
             " WHERE id = 1"
         ).fetchone()
+        if row is not None and row[0] != FORMAT:
+            raise UnsupportedFormatError(
+                f"The database has format {row[0]}; this version of service-security reads format "
+                f"{FORMAT}. Use the version that wrote it."
+            )
         if row is None or row[3] < 0 or len(row[1]) != 16:
             raise IntegrityError("The database's header is damaged. Restore it from a backup.")
         return cls(*row)

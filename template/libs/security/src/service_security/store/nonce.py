@@ -5,9 +5,10 @@
     stored = counter u64 || uuid16          24 bytes, the front of every sealed record
     used   = uuid16 || counter              as the cipher takes it
 
-Two things would each do alone, and both are there. The uuid is fresh for every call and drawn
-after the plaintext is fixed. The counter comes from a lease that is durable before its first
-number is used, so a crash skips numbers and never repeats one.
+Two things stand against a repetition. The uuid is fresh for every call and drawn after the
+plaintext is fixed; alone it would do wherever the kernel's randomness holds. The counter comes
+from a lease that is durable before its first number is used, so a crash skips numbers and a
+second process gets others; alone it would do for every file but a copy that is written to.
 """
 
 import os

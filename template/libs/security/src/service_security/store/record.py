@@ -129,9 +129,11 @@ class RecordKeys:
         return name, value
 
     def close(self) -> None:
-        """Wipe every key."""
+        """Wipe every key, and let go of what OpenSSL made of them."""
         for key in self._record_keys:
             key.close()
+        self._ciphers.clear()
+        del self._token_mac
         self._keyset.close()
 
 

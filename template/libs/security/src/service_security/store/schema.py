@@ -6,7 +6,12 @@ from typing import Final
 
 import apsw
 
-from ..errors import IntegrityError, StoreUnavailableError, UnsupportedFormatError
+from ..errors import (
+    ConfigurationError,
+    IntegrityError,
+    StoreUnavailableError,
+    UnsupportedFormatError,
+)
 
 FORMAT: Final = 1
 
@@ -26,20 +31,28 @@ TABLES: Final = {
 }
 """Ordinary rowid tables: WITHOUT ROWID spills a 1 KiB value and reads four times slower."""
 
-_BUSY_TIMEOUT_MS: Final = 5_000
+BUSY_TIMEOUT_MS: Final = 5_000
 
 
-def connect(path: Path) -> apsw.Connection:
+def connect(path: Path, flags: int = apsw.SQLITE_OPEN_READWRITE) -> apsw.Connection:
     """Return a connection to an existing file, set up for records that must survive a crash.
 
-    Nothing is written to the file: whether it is one of ours has yet to be seen.
+    Nothing is written to the file, not even a log that it has is moved into it: whether it is one
+    of ours has yet to be seen. ``use_journal`` comes after that.
 
     Raises:
+        ConfigurationError: The path is not UTF-8, as SQLite needs it.
         apsw.Error: It cannot be opened; ``translated`` has the sentences.
     """
-    connection = apsw.Connection(os.fspath(path), flags=apsw.SQLITE_OPEN_READWRITE)
     try:
-        connection.set_busy_timeout(_BUSY_TIMEOUT_MS)
+        name = os.fspath(path.absolute())
+        name.encode()
+    except UnicodeEncodeError:
+        raise ConfigurationError(f"The path {path!a} is not UTF-8. Rename the folder.") from None
+    connection = apsw.Connection(name, flags=flags)
+    try:
+        connection.set_busy_timeout(BUSY_TIMEOUT_MS)
+        connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
         connection.config(apsw.SQLITE_DBCONFIG_DEFENSIVE, 1)
         connection.config(apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0)
         connection.pragma("mmap_size", 0)  # a truncated file under mmap is a SIGBUS, not an error
@@ -52,7 +65,7 @@ def connect(path: Path) -> apsw.Connection:
 
 
 def use_journal(connection: apsw.Connection, path: Path, mode: str) -> None:
-    """Set the journal mode, which is stored in the file.
+    """Take a file into use: set the journal mode, which is stored in it.
 
     Args:
         connection: To the file.
@@ -62,10 +75,17 @@ def use_journal(connection: apsw.Connection, path: Path, mode: str) -> None:
     Raises:
         StoreUnavailableError: Another process has the file open.
     """
+    connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 0)
     if connection.pragma("journal_mode", mode) != mode:
         raise StoreUnavailableError(
             f"Another process has {path} open. Stop the service first, then try again."
         )
+
+
+def tables_of(connection: apsw.Connection) -> dict[str, str]:
+    """Return everything that was created in a database, by name, as SQL text."""
+    rows = connection.execute("SELECT name, sql FROM sqlite_schema WHERE sql IS NOT NULL")
+    return {str(name): str(sql) for name, sql in rows}
 
 
 def check_tables(connection: apsw.Connection, path: Path) -> None:
@@ -75,7 +95,7 @@ def check_tables(connection: apsw.Connection, path: Path) -> None:
         UnsupportedFormatError: The header names another format.
         IntegrityError: The tables are not the ones of this format.
     """
-    present = dict(connection.execute("SELECT name, sql FROM sqlite_schema WHERE sql IS NOT NULL"))
+    present = tables_of(connection)
     if "header" in present:
         try:
             found = connection.execute("SELECT format FROM header WHERE id = 1").get
@@ -87,6 +107,11 @@ def check_tables(connection: apsw.Connection, path: Path) -> None:
                 f"{path} has the {age} format {found}; this version of service-security reads "
                 f"format {FORMAT}. Use the version that wrote it; the file is unchanged."
             )
+    if not present:
+        raise IntegrityError(
+            f"{path} is empty. If it never held records, remove it; otherwise restore it from a "
+            "backup."
+        )
     if present != TABLES:
         raise IntegrityError(
             f"{path} does not have the tables of an encrypted store, or has others besides. "

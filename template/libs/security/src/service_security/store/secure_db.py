@@ -4,15 +4,16 @@ import os
 import secrets
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
 import apsw
 
-from .._files import publish_new
+from .._files import exists, publish_new
 from ..errors import (
     ConfigurationError,
     IntegrityError,
@@ -24,6 +25,7 @@ from ..keys.keyset import Keyset
 from ..secret_bytes import SecretBytes
 from .cipher import ExtendedNonceCipher, cipher_named
 from .header import Header, HeaderKeys
+from .kind import refuse_lone_log
 from .nonce import LEASE, CounterLease, check_lease, fresh_uuid
 from .record import MAX_NAME_BYTES, MAX_VALUE_BYTES, RecordKeys, Row
 from .schema import TABLES, check_tables, connect, use_journal
@@ -34,7 +36,7 @@ _UPSERT: Final = (
     "INSERT INTO record (token, key_id, sealed) VALUES (?, ?, ?)"
     " ON CONFLICT (token) DO UPDATE SET key_id = excluded.key_id, sealed = excluded.sealed"
 )
-_abandoned: list[apsw.Connection] = []
+_BATCH_BYTES: Final = 4 * 1024 * 1024
 
 
 class SecureDb:
@@ -59,6 +61,7 @@ class SecureDb:
         self._lock = threading.RLock()
         self._closed = False
         self._write_failed = False
+        _open_stores.add(self)
 
     @classmethod
     def open(
@@ -86,25 +89,29 @@ class SecureDb:
         """
         path = Path(path)
         chosen = cipher_named(cipher)
-        with _checked_master(master_key) as master, translated(path):
-            if not path.exists():
+        with (
+            _checked_master(master_key) as master,
+            translated(path),
+            ExitStack() as undo,
+        ):
+            if not exists(path):
                 _create(path, master, chosen, clock)
             connection = connect(path)
+            undo.callback(connection.close)
+            check_tables(connection, path)
+            header = Header.read(connection)
+            header_keys = HeaderKeys(master, header.db_id)
+            undo.callback(header_keys.close)
             try:
-                check_tables(connection, path)
-                header = Header.read(connection)
-                header_keys = HeaderKeys(master, header.db_id)
                 keys = RecordKeys(header_keys.open(header), header.db_id)
-                use_journal(connection, path, "wal")
             except WrongKeyError:
-                connection.close()
                 raise WrongKeyError(
                     f"The key is not the one of {path}. Use the envelope and the key that were "
                     "made for it; the file is unchanged."
                 ) from None
-            except BaseException:
-                connection.close()
-                raise
+            undo.callback(keys.close)
+            use_journal(connection, path, "wal")
+            undo.pop_all()
             return cls(path, connection, header_keys, keys)
 
     @property
@@ -124,9 +131,9 @@ class SecureDb:
 
         Raises:
             TypeError: Either is not ``bytes``.
-            ValueError: Either is too long, or the store is closed.
-            StoreUnavailableError: Nothing was written: busy, full, read-only, forked, or no
-                nonce lease could be made durable.
+            ValueError: Either is too long.
+            StoreUnavailableError: Nothing was written: busy, full, read-only, closed, forked, or
+                no nonce lease could be made durable.
         """
         return self._write([_checked_pair(name, value)]) == 1
 
@@ -138,7 +145,7 @@ class SecureDb:
 
         Raises:
             TypeError: A name or value is not ``bytes``.
-            ValueError: Too many pairs, one is too long, or the store is closed.
+            ValueError: Too many pairs, or one is too long.
             StoreUnavailableError: Nothing was written, as for ``insert``.
         """
         checked = [_checked_pair(name, value) for name, value in pairs]
@@ -152,8 +159,7 @@ class SecureDb:
 
         Raises:
             IntegrityError: This record is damaged; others are not concerned.
-            StoreUnavailableError: The file cannot be read, or this is a forked child.
-            ValueError: The store is closed.
+            StoreUnavailableError: The file cannot be read, or the store is closed or forked.
         """
         with self._session():
             token = self._keys.token(name)
@@ -171,8 +177,7 @@ class SecureDb:
         """Remove ``name``, durably. Returns False when it was not there.
 
         Raises:
-            StoreUnavailableError: Nothing was removed.
-            ValueError: The store is closed.
+            StoreUnavailableError: Nothing was removed, as for ``insert``.
         """
         with self._session(), self._transaction():
             self._connection.execute(
@@ -191,19 +196,12 @@ class SecureDb:
             limit: Most records to return.
 
         Raises:
-            IntegrityError: A record of the page is damaged.
-            StoreUnavailableError: The file cannot be read, or this is a forked child.
-            ValueError: The store is closed.
+            IntegrityError: A record of the page is damaged; the message has its position.
+            StoreUnavailableError: The file cannot be read, or the store is closed or forked.
         """
         with self._session():
-            rows: Any = self._connection.execute(
-                "SELECT id, token, key_id, sealed FROM record WHERE id > ? ORDER BY id LIMIT ?",
-                (after, limit),
-            ).fetchall()
-            return [
-                (position, *self._open(Row(token, key_id, sealed)))
-                for position, token, key_id, sealed in rows
-            ]
+            rows = self._rows(after, limit)
+            return [(position, *self._open_at(position, row)) for position, row in rows]
 
     def items(self) -> Iterator[tuple[bytes, bytes]]:
         """Yield every name and value, in stable, unspecified order, reading page by page.
@@ -211,19 +209,26 @@ class SecureDb:
         Records that are added or removed meanwhile may or may not be seen.
 
         Raises:
-            IntegrityError, StoreUnavailableError, ValueError: As for ``page``.
+            IntegrityError: The next record is damaged; all before it were given. The message has
+                its position, and ``page`` can go on behind it.
+            StoreUnavailableError: As for ``page``.
         """
         position = 0
-        while page := self.page(position, _PAGE):
-            for position, name, value in page:  # noqa: B007 - the last position is used above
-                yield name, value
+        while True:
+            with self._session():
+                rows = list(_up_to(_BATCH_BYTES, self._rows(position, _PAGE)))
+            if not rows:
+                return
+            for position, row in rows:
+                with self._session():
+                    name_and_value = self._open_at(position, row)
+                yield name_and_value
 
     def count(self) -> int:
         """Return the number of records.
 
         Raises:
-            StoreUnavailableError: The file cannot be read, or this is a forked child.
-            ValueError: The store is closed.
+            StoreUnavailableError: The file cannot be read, or the store is closed or forked.
         """
         with self._session():
             number = self._connection.execute("SELECT count(*) FROM record").get
@@ -233,9 +238,10 @@ class SecureDb:
         """Read the header, to see that the file is there and still belongs to these keys.
 
         Raises:
-            StoreUnavailableError: The file cannot be read, or a write has failed before.
+            StoreUnavailableError: The file cannot be read, a write has failed before, or the
+                store is closed or forked.
             IntegrityError: The header is damaged.
-            ValueError: The store is closed.
+            UnsupportedFormatError: Another version of the library has changed the format.
         """
         with self._session():
             self._refuse_after_failed_write()
@@ -247,10 +253,11 @@ class SecureDb:
         Inserts are durable without it; it matters before the file is copied.
 
         Raises:
-            StoreUnavailableError: Another process reads or writes the file right now.
-            ValueError: The store is closed.
+            StoreUnavailableError: Another process reads or writes the file right now, a write has
+                failed before, or the store is closed or forked.
         """
-        with self._session():
+        with self._session(), self._noting_device_errors():
+            self._refuse_after_failed_write()
             result = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
             if result is None or result[0]:  # (busy, pages in the log, pages moved)
                 raise StoreUnavailableError(
@@ -258,21 +265,27 @@ class SecureDb:
                     "it. Nothing is lost; try again."
                 )
 
+    def hold(self) -> None:
+        """Keep every other process out until the store is closed; from here on it is only read.
+
+        Raises:
+            StoreUnavailableError: Another process has the file open.
+        """
+        with self._session():
+            use_journal(self._connection, self._path, "delete")
+            self._connection.execute("BEGIN EXCLUSIVE")
+
     def close(self) -> None:
         """Close the file and wipe the keys. Closing twice is allowed."""
         with self._lock:
             if self._closed:
                 return
             self._closed = True
+            _open_stores.discard(self)
             try:
-                self._keys.check()
-            except StoreUnavailableError:
-                # The connection belongs to the parent process: closing it here would checkpoint
-                # and unlock a file that the parent is using.
-                _abandoned.append(self._connection)
-            else:
-                with translated(self._path):
-                    self._connection.close()
+                if not self._is_forked():  # the file is the parent's to close
+                    with translated(self._path):
+                        self._connection.close()
             finally:
                 self._keys.close()
                 self._header_keys.close()
@@ -295,7 +308,6 @@ class SecureDb:
         """Write pairs in one transaction; return how many names are new."""
         with self._session():
             while True:
-                self._refuse_after_failed_write()
                 # The lease is durable before BEGIN, and the uuid is drawn after the plaintext is
                 # fixed and used for this attempt only: a process restored twice from one snapshot
                 # would otherwise seal two plaintexts under one nonce.
@@ -329,6 +341,20 @@ class SecureDb:
             self._reload_keys()  # another process may have rotated
         return self._keys.open(row)
 
+    def _open_at(self, position: int, row: Row) -> tuple[bytes, bytes]:
+        try:
+            return self._open(row)
+        except IntegrityError:
+            raise IntegrityError(f"Record {position} failed its integrity check.") from None
+
+    def _rows(self, after: int, limit: int) -> Iterator[tuple[int, Row]]:
+        rows: Any = self._connection.execute(
+            "SELECT id, token, key_id, sealed FROM record WHERE id > ? ORDER BY id LIMIT ?",
+            (after, limit),
+        )
+        for position, token, key_id, sealed in rows:
+            yield position, Row(token, key_id, sealed)
+
     def _reload_keys(self) -> None:
         header = Header.read(self._connection)
         keyset = self._header_keys.open(header)
@@ -356,24 +382,45 @@ class SecureDb:
     @contextmanager
     def _session(self) -> Iterator[None]:
         """One call: alone on the connection, open, not forked, with errors for people."""
+        if self._is_forked():  # asked before the lock, which another thread may have held then
+            raise StoreUnavailableError(
+                f"{self._path} was opened before a fork. Open it again in the child process."
+            )
         with self._lock, translated(self._path):
             if self._closed:
-                raise ValueError("the store is closed")
-            self._keys.check()
+                raise StoreUnavailableError(f"The store {self._path} is closed.")
             yield
+
+    def _is_forked(self) -> bool:
+        try:
+            self._keys.check()
+        except StoreUnavailableError:
+            return True
+        except ValueError:  # closed
+            return False
+        return False
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        self._connection.execute("BEGIN IMMEDIATE")
+        self._refuse_after_failed_write()
         try:
-            yield
-            self._connection.execute("COMMIT")
-        except BaseException as error:
-            # After a failed fsync nobody knows what the disk holds, and a second fsync may
-            # report success for pages that were dropped. Only a new connection reads the truth.
-            self._write_failed |= isinstance(error, apsw.IOError)
+            with self._noting_device_errors():
+                self._connection.execute("BEGIN IMMEDIATE")
+                yield
+                self._connection.execute("COMMIT")
+        except BaseException:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
+            raise
+
+    @contextmanager
+    def _noting_device_errors(self) -> Iterator[None]:
+        # After a failed fsync nobody knows what the disk holds, and a second fsync may report
+        # success for pages that were dropped. Only a new connection reads the truth.
+        try:
+            yield
+        except apsw.IOError:
+            self._write_failed = True
             raise
 
     def _refuse_after_failed_write(self) -> None:
@@ -382,6 +429,16 @@ class SecureDb:
                 f"A write to {self._path} failed on the device. Check the disk, then restart the "
                 "service; what was acknowledged before is kept."
             )
+
+
+def _up_to(limit: int, rows: Iterable[tuple[int, Row]]) -> Iterator[tuple[int, Row]]:
+    """Yield rows until they come to ``limit`` bytes, one row at least."""
+    size = 0
+    for position, row in rows:
+        yield position, row
+        size += len(row.sealed)
+        if size >= limit:
+            return
 
 
 def _checked_master(master_key: bytes | SecretBytes) -> SecretBytes:
@@ -416,6 +473,7 @@ def _create(
     clock: Callable[[], float],
 ) -> None:
     """Create the file whole: under a name of its own first, so that a crash leaves none."""
+    refuse_lone_log(path)
     draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         os.close(os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
@@ -437,4 +495,38 @@ def _create(
             f"{path} cannot be created: {error.strerror}. Check the owner and mode of its folder."
         ) from error
     finally:
-        draft.unlink(missing_ok=True)
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
+
+
+# A fork copies the connections with the process, and SQLite closes them when the child ends, which
+# empties and deletes the log as the last user of the file would. The stores stand still during a
+# fork, and the child's connections are told to leave the log alone.
+_open_stores: "weakref.WeakSet[SecureDb]" = weakref.WeakSet()
+_standing_still: list[SecureDb] = []
+
+
+def _before_fork() -> None:
+    for store in list(_open_stores):
+        store._lock.acquire()
+        _standing_still.append(store)
+
+
+def _after_fork_in_parent() -> None:
+    while _standing_still:
+        _standing_still.pop()._lock.release()
+
+
+def _after_fork_in_child() -> None:
+    while _standing_still:
+        store = _standing_still.pop()
+        store._connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+        store._lock.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_before_fork,
+        after_in_parent=_after_fork_in_parent,
+        after_in_child=_after_fork_in_child,
+    )

@@ -44,3 +44,7 @@ def translated(path: Path) -> Iterator[None]:
             f"{path} cannot be used: {type(error).__name__}. "
             "What was acknowledged is kept; check the disk, then open it again."
         ) from None
+    except OSError as error:
+        raise StoreUnavailableError(
+            f"{path} cannot be used: {error.strerror}. Check the file, its folder and their modes."
+        ) from error

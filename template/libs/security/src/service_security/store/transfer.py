@@ -1,69 +1,65 @@
 """Moves the records of a service between a plain SQLite file and an encrypted store.
 
-Both kinds have one name, ``records.db``, and are told apart by their tables. A transfer fills a
-file beside it, compares the two in both directions, and lets the new one take the name in one
-rename: at every moment the name holds one whole database of one kind. An interrupted transfer is
-run again and goes on with what is there; the data is the checkpoint.
+A transfer fills a draft beside the database, compares the two in both directions, and lets the
+draft take the name in one rename: at every moment the name holds one whole database of one kind.
+The source is locked from before the first record is read until its bytes are overwritten, so no
+write is lost on the way. An interrupted transfer is run again and goes on: the data is the
+checkpoint.
 
-The plain table is ``records (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, value BLOB NOT
-NULL)``.
+::
+
+    records.db.importing   the encrypted draft of an import
+    records.db.exporting   the plain draft of an export
+    records.db.replaced    the old file, from just before the rename until it is overwritten
 """
 
 import os
 import shlex
+import stat
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
-from enum import Enum
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import apsw
 
-from .._files import create_whole, sync_folder
-from ..errors import ConfigurationError, IntegrityError, StoreUnavailableError
+from .._files import exists, held, sync_folder
+from ..errors import (
+    ConfigurationError,
+    IntegrityError,
+    StoreUnavailableError,
+    UnsupportedFormatError,
+    WrongKeyError,
+)
 from ..layout import DataFolder
 from ..secret_bytes import SecretBytes
+from .kind import PLAIN_TABLE, Kind, kind_of
+from .record import MAX_NAME_BYTES, MAX_VALUE_BYTES
 from .schema import connect, use_journal
 from .secure_db import SecureDb
 from .sqlite_errors import translated
 
-PLAIN_TABLE: Final = (
-    "CREATE TABLE records (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, value BLOB NOT NULL)"
-)
-_BATCH: Final = 500
-_WIPE_BLOCK: Final = 1024 * 1024
+_BATCH_RECORDS: Final = 500
+_BATCH_BYTES: Final = 4 * 1024 * 1024
+_WIPE_BLOCK: Final = bytes(1024 * 1024)
 
 Progress = Callable[[int, int], None]
 """Called with the number of records done and the number of all."""
 
 
-class Kind(Enum):
-    """What a database file holds."""
+@dataclass(frozen=True, slots=True)
+class Transferred:
+    """What a transfer came to.
 
-    NONE = "no file"
-    PLAIN = "plain records"
-    ENCRYPTED = "an encrypted store"
-    OTHER = "something else"
-
-
-def kind_of(database: Path) -> Kind:
-    """Tell what is in a database file, without changing it.
-
-    Raises:
-        IntegrityError: It is damaged or no database.
-        StoreUnavailableError: It cannot be read.
+    Attributes:
+        count: The number of records.
+        old_file_remains: The old file has a second name (a hard link) and was not overwritten.
     """
-    if not os.path.lexists(database):
-        return Kind.NONE
-    with translated(database):
-        flags = apsw.SQLITE_OPEN_READONLY
-        with closing(apsw.Connection(os.fspath(database), flags=flags)) as connection:
-            found = connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")
-            tables = {name for (name,) in found}
-    if "header" in tables:
-        return Kind.ENCRYPTED
-    return Kind.PLAIN if "records" in tables else Kind.OTHER
+
+    count: int
+    old_file_remains: bool
 
 
 def refuse_other_kind(database: Path, *, cipher: str) -> None:
@@ -74,16 +70,29 @@ def refuse_other_kind(database: Path, *, cipher: str) -> None:
         cipher: The cipher that the command is to use.
 
     Raises:
-        ConfigurationError: The file holds plain records.
+        ConfigurationError: The file holds plain records, or a stopped transfer left some beside it.
         IntegrityError: It is damaged or no database.
         StoreUnavailableError: It cannot be read.
     """
+    arguments = f"--data-dir {shlex.quote(str(database.parent))}"
     if kind_of(database) is Kind.PLAIN:
         raise ConfigurationError(
             f"{database} holds records that are not encrypted. Nothing was changed. Stop every "
-            "service that uses it, then import them with: python -m service_security db import "
-            f"--data-dir {shlex.quote(str(database.parent))} --cipher {cipher}"
+            "service that uses it, then import them with: "
+            f"python -m service_security db import {arguments} --cipher {cipher}"
         )
+    with translated(database):
+        if exists(_beside(database, "replaced")):
+            raise ConfigurationError(
+                f"{_beside(database, 'replaced')} still holds the records of before. To have it "
+                f"overwritten, run again: python -m service_security db import {arguments}"
+            )
+        if exists(_beside(database, "exporting")):
+            raise ConfigurationError(
+                f"{_beside(database, 'exporting')} holds readable records of an export that was "
+                "stopped. Delete it, or go on with: "
+                f"python -m service_security db export {arguments}"
+            )
 
 
 def leave_note(database: Path) -> None:
@@ -99,20 +108,18 @@ def leave_note(database: Path) -> None:
         "version of the service that wrote them:\n"
         f"python -m service_security db export --data-dir {folder}\n"
     )
-    create_whole(_note(database), text.encode())
+    with translated(database), suppress(FileExistsError):
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        with open(os.open(_note(database), flags, 0o600), "w") as note:  # noqa: PTH123
+            note.write(text)
 
 
 def import_records(
-    folder: DataFolder,
-    master_key: SecretBytes,
-    *,
-    cipher: str,
-    progress: Progress,
-) -> int:
+    folder: DataFolder, master_key: SecretBytes, *, cipher: str, progress: Progress
+) -> Transferred:
     """Replace a plain database by an encrypted one of the same records.
 
-    The plain file is overwritten with zeros after it has lost its name, as far as the file
-    system overwrites in place.
+    The plain file is overwritten with zeros, as far as the file system overwrites in place.
 
     Args:
         folder: The service's data folder. No service may be running on it.
@@ -120,38 +127,35 @@ def import_records(
         cipher: The cipher of the new store.
         progress: Told after every batch.
 
-    Returns:
-        The number of records.
-
     Raises:
-        ConfigurationError: There are no plain records to import.
+        ConfigurationError: There are no plain records to import, or a row is not text and BLOB.
         StoreUnavailableError: A service uses the folder, or a file cannot be written. Run it
             again when that is mended.
         IntegrityError: Source and copy differ. The source is unchanged.
     """
-    with _alone_in(folder):
-        _expect(folder.database, Kind.PLAIN)
-        draft = folder.database.with_name(folder.database.name + ".importing")
-        with translated(folder.database), closing(_rollback_mode(folder.database)) as source:
-            source.execute("BEGIN EXCLUSIVE")
+    with _work_on(folder, Kind.PLAIN, Kind.ENCRYPTED) as (database, overwritten):
+        if overwritten:
+            with SecureDb.open(database, master_key) as store:
+                return Transferred(store.count(), old_file_remains=False)
+        _discard(_beside(database, "exporting"))
+        draft = _beside(database, "importing")
+        with closing(_locked_plain(database)) as source:
             total = _count(source)
-            with SecureDb.open(draft, master_key, cipher=cipher) as target:
+            with closing(_encrypted_draft(draft, master_key, cipher)) as target:
                 _encrypt_all(source, target, lambda done: progress(done, total))
                 _check_encrypted(source, target, total)
-        _publish(draft, folder.database)
-        return total
+            return Transferred(total, _publish(draft, database))
 
 
-def export_records(folder: DataFolder, master_key: SecretBytes, *, progress: Progress) -> int:
+def export_records(
+    folder: DataFolder, master_key: SecretBytes, *, progress: Progress
+) -> Transferred:
     """Replace an encrypted database by a plain one of the same records.
 
     Args:
         folder: The service's data folder. No service may be running on it.
         master_key: The key of the store.
         progress: Told after every batch.
-
-    Returns:
-        The number of records.
 
     Raises:
         ConfigurationError: There is no encrypted store, or a name in it is not text.
@@ -160,50 +164,62 @@ def export_records(folder: DataFolder, master_key: SecretBytes, *, progress: Pro
         IntegrityError: A record is damaged, or source and copy differ. The source is unchanged.
         WrongKeyError: The key is not the one of the store.
     """
-    with _alone_in(folder):
-        _expect(folder.database, Kind.ENCRYPTED)
-        draft = folder.database.with_name(folder.database.name + ".exporting")
-        with translated(folder.database):
-            # Leaving WAL mode succeeds only if nobody else has the file open, in any program.
-            _rollback_mode(folder.database).close()
-        with (
-            SecureDb.open(folder.database, master_key) as source,
-            translated(draft),
-            closing(_new_plain(draft)) as target,
-        ):
-            total = _decrypt_all(source, target, progress)
-            _check_plain(source, target, total)
-        _publish(draft, folder.database)
-        _note(folder.database).unlink(missing_ok=True)
-        return total
+    with _work_on(folder, Kind.ENCRYPTED, Kind.PLAIN) as (database, overwritten):
+        if overwritten:
+            with closing(_locked_plain(database)) as plain:
+                return Transferred(_count(plain), old_file_remains=False)
+        draft = _beside(database, "exporting")
+        try:
+            with SecureDb.open(database, master_key) as source:
+                source.hold()
+                with closing(_plain_draft(draft)) as target:
+                    total = _decrypt_all(source, target, progress)
+                    _check_plain(source, target, total)
+                result = Transferred(total, _publish(draft, database))
+        except Exception:
+            _discard(draft)  # it holds readable records; an interrupt leaves it, to go on with
+            raise
+        _note(database).unlink(missing_ok=True)
+        return result
+
+
+# Records
 
 
 def _encrypt_all(
     source: apsw.Connection, target: SecureDb, progress: Callable[[int], None]
 ) -> None:
-    done = position = 0
-    while True:
-        rows: Any = source.execute(
-            "SELECT id, name, value FROM records WHERE id > ? ORDER BY id LIMIT ?",
-            (position, _BATCH),
-        ).fetchall()
-        if not rows:
-            return
-        position = rows[-1][0]
-        pairs = [(name.encode(), bytes(value)) for _, name, value in rows]
-        target.insert_many((name, value) for name, value in pairs if target.get(name) != value)
-        done += len(rows)
+    done = 0
+    for batch in _batches(_plain_rows(source)):
+        target.insert_many((name, value) for name, value in batch if target.get(name) != value)
+        done += len(batch)
         progress(done)
+
+
+def _plain_rows(source: apsw.Connection) -> Iterator[tuple[bytes, bytes]]:
+    rows: Any = source.execute("SELECT id, name, value FROM records ORDER BY id")
+    for position, name, value in rows:
+        # SQLite keeps any type in any column of such a table.
+        encoded = name.encode() if type(name) is str else b""
+        if type(name) is not str or type(value) is not bytes or len(encoded) > MAX_NAME_BYTES:
+            raise ConfigurationError(
+                f"Row {position} of the plain records is not a text name and a BLOB value, as the "
+                "service writes them. Correct it, then run the command again; nothing was changed."
+            )
+        if len(value) > MAX_VALUE_BYTES:
+            raise ConfigurationError(
+                f"The value of row {position} is larger than {MAX_VALUE_BYTES} bytes. "
+                "Nothing was changed."
+            )
+        yield encoded, value
 
 
 def _check_encrypted(source: apsw.Connection, target: SecureDb, total: int) -> None:
     """Compare the other way round; what an earlier attempt left over is removed."""
     left_over, count = [], 0
     for name, value in target.items():
-        row = source.execute(
-            "SELECT value FROM records WHERE name = ?", (name.decode(),)
-        ).fetchone()
-        if row is not None and bytes(row[0]) == value:
+        row = source.execute("SELECT value FROM records WHERE name = ?", (_text(name),)).fetchone()
+        if row is not None and row[0] == value:
             count += 1
         else:
             left_over.append(name)
@@ -213,17 +229,16 @@ def _check_encrypted(source: apsw.Connection, target: SecureDb, total: int) -> N
 
 
 def _decrypt_all(source: SecureDb, target: apsw.Connection, progress: Progress) -> int:
-    done, position = 0, 0
-    total = source.count()
-    while page := source.page(position, _BATCH):
+    done, total = 0, source.count()
+    for batch in _batches(source.items()):
         with target:
-            for position, name, value in page:  # noqa: B007 - the last position is used above
+            for name, value in batch:
                 target.execute(
                     "INSERT INTO records (name, value) VALUES (?, ?) ON CONFLICT (name)"
                     " DO UPDATE SET value = excluded.value WHERE value IS NOT excluded.value",
                     (_text(name), value),
                 )
-        done += len(page)
+        done += len(batch)
         progress(done, total)
     return done
 
@@ -239,6 +254,20 @@ def _check_plain(source: SecureDb, target: apsw.Connection, total: int) -> None:
     with target:
         target.executemany("DELETE FROM records WHERE id = ?", left_over)
     _refuse_difference(count, total)
+
+
+def _batches(pairs: Iterable[tuple[bytes, bytes]]) -> Iterator[list[tuple[bytes, bytes]]]:
+    """Yield pairs in lists that are bounded in number and in memory."""
+    batch: list[tuple[bytes, bytes]] = []
+    size = 0
+    for name, value in pairs:
+        batch.append((name, value))
+        size += len(name) + len(value)
+        if len(batch) >= _BATCH_RECORDS or size >= _BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def _refuse_difference(count: int, total: int) -> None:
@@ -259,88 +288,160 @@ def _text(name: bytes) -> str:
         ) from None
 
 
-def _rollback_mode(database: Path) -> apsw.Connection:
+def _count(plain: apsw.Connection) -> int:
+    number = plain.execute("SELECT count(*) FROM records").get
+    return number if isinstance(number, int) else 0
+
+
+# Files
+
+
+@contextmanager
+def _work_on(folder: DataFolder, source: Kind, goal: Kind) -> Iterator[tuple[Path, bool]]:
+    """Hold the folder, and yield the database and whether a stopped transfer was finished.
+
+    Raises:
+        ConfigurationError: There is no such folder, or the database is not of the kind ``source``.
+        StoreUnavailableError: A service or another transfer uses the folder.
+    """
+    if sys.platform == "win32":
+        raise ConfigurationError(
+            "Windows lets no open file be replaced, so a transfer cannot be made safe there. Run "
+            "it on Linux or macOS, or in a container."
+        )
+    database = folder.database
+    if not folder.path.is_dir():
+        raise ConfigurationError(
+            f"There is no data folder {folder.path}. Name it with --data-dir or SERVICE_DATA_DIR."
+        )
+    if database.is_symlink():
+        raise ConfigurationError(
+            f"{database} is a symbolic link. Name the folder that holds the file itself."
+        )
+    with held(folder.path, wait=False), translated(database):
+        replaced = _beside(database, "replaced")
+        was_stopped = exists(replaced) and not replaced.samefile(database)
+        if exists(replaced):
+            _drop_replaced(database)
+        kind = kind_of(database)
+        if kind is not source and not (was_stopped and kind is goal):
+            raise ConfigurationError(
+                f"{database} is {kind.value}, and this command needs {source.value}. "
+                "Nothing was changed."
+            )
+        yield database, kind is not source
+
+
+def _locked_plain(database: Path) -> apsw.Connection:
+    """Open a plain database that nobody else can read or write until it is closed."""
     connection = connect(database)
     try:
         use_journal(connection, database, "delete")
+        connection.execute("BEGIN EXCLUSIVE")
     except BaseException:
         connection.close()
         raise
     return connection
 
 
-def _new_plain(draft: Path) -> apsw.Connection:
-    create_whole(draft, b"")
-    connection = _rollback_mode(draft)
-    if not connection.execute("SELECT 1 FROM sqlite_schema").fetchall():
+def _encrypted_draft(draft: Path, master_key: SecretBytes, cipher: str) -> SecureDb:
+    """Open the draft of an earlier attempt if it is of use, and begin a new one otherwise."""
+    if _is_private_file(draft):
+        try:
+            store = SecureDb.open(draft, master_key, cipher=cipher)
+        except (WrongKeyError, IntegrityError, UnsupportedFormatError):
+            pass
+        else:
+            if store.cipher == cipher:
+                return store
+            store.close()
+    _discard(draft)
+    return SecureDb.open(draft, master_key, cipher=cipher)
+
+
+def _plain_draft(draft: Path) -> apsw.Connection:
+    try:
+        usable = _is_private_file(draft) and kind_of(draft) is Kind.PLAIN
+    except IntegrityError:
+        usable = False
+    if not usable:
+        _discard(draft)
+        os.close(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    connection = connect(draft)
+    use_journal(connection, draft, "delete")
+    if not usable:
         connection.execute(PLAIN_TABLE)
     return connection
 
 
-def _count(plain: apsw.Connection) -> int:
-    number = plain.execute("SELECT count(*) FROM records").get
-    return number if isinstance(number, int) else 0
+def _is_private_file(draft: Path) -> bool:
+    """Tell whether a draft is a file that only its owner could have written."""
+    if not exists(draft):
+        return False
+    status = draft.lstat()
+    return (
+        stat.S_ISREG(status.st_mode)
+        and status.st_nlink == 1
+        and stat.S_IMODE(status.st_mode) & 0o077 == 0
+        and status.st_uid == os.geteuid()
+    )
 
 
-def _expect(database: Path, kind: Kind) -> None:
-    found = kind_of(database)
-    if found is not kind:
-        raise ConfigurationError(
-            f"{database} is {found.value}, and this command needs {kind.value}. "
-            "Nothing was changed."
-        )
+def _publish(draft: Path, database: Path) -> bool:
+    """Let the finished draft take the name; return whether the old file remains somewhere.
 
-
-def _publish(draft: Path, database: Path) -> None:
-    """Let the finished draft take the name, and wipe the file that had it."""
+    The old file keeps a name until it is overwritten, so that a crash in between is seen.
+    """
     for path in (draft, database):
         for suffix in ("-journal", "-wal"):
-            if path.with_name(path.name + suffix).exists():
+            if exists(path.with_name(path.name + suffix)):
                 raise StoreUnavailableError(
                     f"Another process has {path} open. Stop it, then run the command again."
                 )
-    with open(database, "r+b", buffering=0) as old:  # noqa: PTH123 - raw, unbuffered
-        size = os.fstat(old.fileno()).st_size
-        draft.replace(database)
-        sync_folder(database.parent)
-        # The old bytes stay on the device until something else is written there. A file that has
-        # another name, such as a backup by hard link, is left alone.
-        if sys.platform != "win32" and os.fstat(old.fileno()).st_nlink == 0:
-            for start in range(0, size, _WIPE_BLOCK):
-                old.write(bytes(min(_WIPE_BLOCK, size - start)))
-            os.fsync(old.fileno())
+    os.link(database, _beside(database, "replaced"))
+    draft.replace(database)
+    sync_folder(database.parent)
+    return _drop_replaced(database)
 
 
-@contextmanager
-def _alone_in(folder: DataFolder) -> Iterator[None]:
-    """Hold the data folder exclusively; a running service holds it shared (flock).
+def _drop_replaced(database: Path) -> bool:
+    """Overwrite and remove what a transfer has replaced; return whether the file remains.
 
-    Raises:
-        ConfigurationError: There is no such folder.
-        StoreUnavailableError: A service or another transfer uses it.
+    Right before the rename it is a second name of the database itself, and only the name goes.
     """
-    if not folder.path.is_dir():
-        raise ConfigurationError(
-            f"There is no data folder {folder.path}. Name it with --data-dir or SERVICE_DATA_DIR."
-        )
-    if sys.platform == "win32":
-        yield
-        return
-    import fcntl
+    replaced = _beside(database, "replaced")
+    another_name = replaced.lstat().st_nlink > 1
+    if not another_name:
+        _wipe(replaced)
+    is_the_database = exists(database) and replaced.samefile(database)
+    replaced.unlink()
+    sync_folder(database.parent)
+    return another_name and not is_the_database
 
-    descriptor = os.open(folder.path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StoreUnavailableError(
-                f"The data folder {folder.path} is in use. Stop the service that runs on it, "
-                "then run the command again."
-            ) from None
-        yield
-    finally:
-        os.close(descriptor)
+
+def _discard(draft: Path) -> None:
+    """Remove a draft of an earlier attempt, overwriting what it may show."""
+    if exists(draft):
+        status = draft.lstat()
+        if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
+            _wipe(draft)
+        draft.unlink()
+    for suffix in ("-journal", "-wal", "-shm"):
+        draft.with_name(draft.name + suffix).unlink(missing_ok=True)
+
+
+def _wipe(path: Path) -> None:
+    with path.open("r+b") as file:
+        size = os.fstat(file.fileno()).st_size
+        for start in range(0, size, len(_WIPE_BLOCK)):
+            file.write(_WIPE_BLOCK[: size - start])
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _beside(database: Path, suffix: str) -> Path:
+    return database.with_name(f"{database.name}.{suffix}")
 
 
 def _note(database: Path) -> Path:
-    return database.with_name(database.name + ".README.txt")
+    return _beside(database, "README.txt")
