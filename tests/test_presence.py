@@ -79,6 +79,7 @@ HARDENED_ONLY = """
     libs/security/src/service_security/store/__init__.py
     libs/security/src/service_security/store/cipher.py
     libs/security/src/service_security/store/header.py
+    libs/security/src/service_security/store/kind.py
     libs/security/src/service_security/store/nonce.py
     libs/security/src/service_security/store/record.py
     libs/security/src/service_security/store/schema.py

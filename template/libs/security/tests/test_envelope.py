@@ -219,6 +219,20 @@ def test_every_changed_character_is_noticed(pair: Pair) -> None:
             pair.open()
 
 
+def test_a_name_that_appears_twice_is_refused(pair: Pair) -> None:
+    outer = json.loads(pair.envelope.read_bytes())
+    text = json.dumps(outer)
+    pair.envelope.write_text(text[:-1] + f', "mac": "{outer["mac"]}"}}')
+    with pytest.raises(IntegrityError, match="damaged"):
+        pair.open()
+
+
+def test_a_file_of_any_length_beyond_the_limit_is_refused(pair: Pair) -> None:
+    pair.envelope.write_bytes(pair.envelope.read_bytes() + b" " * 70_000)
+    with pytest.raises(IntegrityError, match="damaged"):
+        pair.open()
+
+
 def test_a_newer_envelope_is_named(pair: Pair) -> None:
     pair.edit_body(_set("version", 2))
     with pytest.raises(UnsupportedFormatError, match=r"has format 2.*reads format 1"):

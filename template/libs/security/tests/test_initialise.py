@@ -1,6 +1,7 @@
 """``init`` makes a key once, and never beside data that another key sealed."""
 
 import multiprocessing
+import os
 import stat
 from pathlib import Path
 
@@ -12,9 +13,10 @@ from service_security.errors import (
     StoreUnavailableError,
     WrongKeyError,
 )
-from service_security.keys import initialise, open_master_key
+from service_security.keys import Envelope, initialise, open_master_key
 from service_security.keys.initialise import Initialised
 from service_security.keys.key_file import CONTAINER_SECRET
+from service_security.secret_bytes import SecretBytes
 
 
 def _paths(folder: Path) -> tuple[Path, Path]:
@@ -135,6 +137,48 @@ def test_a_container_secret_is_used_and_never_made(tmp_path: Path) -> None:
     made = initialise(envelope, secret, **arguments)  # type: ignore[arg-type]
     assert made == Initialised(created_key=False, created_envelope=True)
     open_master_key(envelope, secret).close()
+
+
+def test_the_envelope_on_disk_is_opened_once_before_it_counts_as_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = Envelope.create
+    other = SecretBytes.generate()
+    monkeypatch.setattr(
+        Envelope, "create", lambda master, _, slot_type: create(master, other, slot_type)
+    )
+    with pytest.raises(WrongKeyError):
+        _init(tmp_path)
+
+
+def test_files_and_their_names_are_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def note(descriptor: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))  # noqa: PTH115 - as text
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    _init(tmp_path)
+    names = [Path(path).relative_to(tmp_path).as_posix() for path in synced]
+    assert names == ["secrets/.service.key.new", "secrets", "data/.envelope.json.new", "data"]
+
+
+def test_what_a_killed_init_left_over_is_removed(tmp_path: Path) -> None:
+    """It may be a second copy of the key."""
+    for path in _paths(tmp_path):
+        path.parent.mkdir()
+        path.with_name(f".{path.name}.new").write_bytes(b"left over")
+    _init(tmp_path)
+    assert sorted(_files(tmp_path)) == ["data/envelope.json", "secrets/service.key"]
+
+
+def test_the_envelopes_place_cannot_be_the_key_file(tmp_path: Path) -> None:
+    envelope, _ = _paths(tmp_path)
+    with pytest.raises(ConfigurationError, match="cannot be the key file"):
+        initialise(envelope, envelope, holds_encrypted_data=lambda: False)
+    assert not envelope.exists()
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:

@@ -69,6 +69,7 @@ def test_a_keyset_without_its_primary_or_name_index_is_refused(keyset: Keyset) -
         (2, [record, index]),
         (1, [record]),
         (1, [record, index, replace(index, key_id=3)]),
+        (1, [replace(record, state=KeyState.DESTROYED), index]),
     ]:
         with pytest.raises(IntegrityError):
             Keyset(1, primary_id, entries)

@@ -3,6 +3,8 @@
 import copy
 import os
 import pickle
+import resource
+import sys
 import traceback
 from pathlib import Path
 
@@ -12,6 +14,8 @@ from service_security.errors import StoreUnavailableError
 from service_security.secret_bytes import SecretBytes
 
 KEY = bytes(range(32))
+
+_MEMLOCK_LIMIT = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] or (0 if os.geteuid() else -1)
 
 
 def test_holds_what_it_was_given() -> None:
@@ -96,6 +100,35 @@ def test_a_traceback_does_not_show_it() -> None:
             )
         assert "sesame" not in text
         assert "SecretBytes" in text
+
+
+def test_a_wiped_page_is_refused_whatever_the_process_id() -> None:
+    with SecretBytes.copy_of(KEY) as secret:
+        assert secret._page is not None
+        secret._page[:] = bytes(len(secret._page))
+        with pytest.raises(StoreUnavailableError):
+            secret.check()
+
+
+def test_another_process_id_is_refused_whatever_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on systems whose kernel does not wipe pages on a fork."""
+    with SecretBytes.copy_of(KEY) as secret:
+        monkeypatch.setattr(os, "getpid", lambda: -1)
+        with pytest.raises(StoreUnavailableError):
+            secret.check()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells what is locked")
+@pytest.mark.skipif(_MEMLOCK_LIMIT == 0, reason="this user may lock no memory (ulimit -l)")
+def test_pages_are_locked_into_memory() -> None:
+    def locked() -> int:
+        status = Path("/proc/self/status").read_text()
+        return int(status.partition("VmLck:")[2].split()[0])
+
+    before = locked()
+    with SecretBytes(32) as secret:
+        assert secret.locked
+        assert locked() > before
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")

@@ -5,6 +5,7 @@ import shutil
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from service_security.errors import (
 )
 from service_security.secret_bytes import SecretBytes
 from service_security.store import SecureDb, schema, secure_db
+from service_security.store.header import Header
 from service_security.store.record import Row
 
 
@@ -226,6 +228,25 @@ def test_a_record_under_another_token_is_refused_although_it_was_sealed_for_it(
         list(store.items())
 
 
+def test_a_record_of_another_name_is_refused_although_both_have_one_token(
+    store: SecureDb, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store._keys, "token", lambda _: bytes(16))
+    store.insert(b"name", b"value")
+    with pytest.raises(IntegrityError):
+        store.get(b"other")
+
+
+def test_a_header_whose_generation_is_not_the_keysets_is_refused(store: SecureDb) -> None:
+    keys = store._header_keys
+    good = Header.read(store._connection)
+    forged = replace(good, keyset_generation=2)
+    forged = replace(forged, mac=keys._mac(forged))
+    keys.open(good).close()
+    with pytest.raises(IntegrityError):
+        keys.open(forged)
+
+
 def test_iteration_gives_what_lies_before_a_damaged_record_and_can_go_on_behind_it(
     store: SecureDb,
 ) -> None:
@@ -339,6 +360,19 @@ def test_a_database_of_another_program_is_refused_and_left_alone(
     with pytest.raises(IntegrityError, match="tables"):
         SecureDb.open(database, MASTER)
     assert database.read_bytes() == before
+
+
+def test_the_log_of_another_program_is_not_moved_into_its_database(database: Path) -> None:
+    with closing(apsw.Connection(str(database))) as connection:
+        connection.execute("PRAGMA journal_mode = wal")
+        connection.execute("CREATE TABLE other (id)")
+        connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+    log = database.with_name(database.name + "-wal")
+    before = database.read_bytes(), log.read_bytes()
+    assert before[1]
+    with pytest.raises(IntegrityError, match="tables"):
+        SecureDb.open(database, MASTER)
+    assert (database.read_bytes(), log.read_bytes()) == before
 
 
 def _truncate(path: Path) -> None:
