@@ -2,7 +2,8 @@
 
 The measure is the wall time of the command line, against the same command on a tagged template of one
 question, one file and no task: what copier costs by itself. The two are run in alternation and compared by
-their medians, so that a machine that is busy for a while slows both.
+their medians, so that a machine that is busy for a while slows both. Both repositories are packed, as a clone of a
+published template is.
 """
 
 import argparse
@@ -67,6 +68,8 @@ def measure(rounds: int, scratch: Path) -> Result:
     """Time both in alternation, after one run of each that is not counted."""
     template = copy_template(scratch / "template", f"v{version_of()}")
     twin = make_twin(scratch / "twin")
+    for repository in (template, twin):
+        git(repository, "gc", "--quiet")
     hardened_times, twin_times = [], []
     for number in range(rounds + 1):
         twin_times.append(time_copy(twin, scratch / f"twin-{number}"))
