@@ -2,8 +2,8 @@
 
 The measure is the wall time of the command line, against the same command on a tagged template of one
 question, one file and no task: what copier costs by itself. The two are run in alternation and compared by
-their medians, so that a machine that is busy for a while slows both. Both repositories are packed, as a clone of a
-published template is.
+their medians, so that a machine that is busy for a while slows both. Both repositories are packed, as a clone
+of a published template is.
 """
 
 import argparse
