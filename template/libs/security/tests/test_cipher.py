@@ -13,9 +13,9 @@ from service_security.secret_bytes import SecretBytes
 from service_security.store.cipher import (
     CIPHERS,
     ExtendedNonceCipher,
+    HChaCha20,
     Xaes256Gcm,
     XChaCha20Poly1305,
-    _hchacha20,
     cipher_named,
 )
 
@@ -26,10 +26,12 @@ def _cipher(kind: type[ExtendedNonceCipher], key: bytes) -> ExtendedNonceCipher:
 
 def test_hchacha20_gives_the_published_subkey() -> None:
     """draft-irtf-cfrg-xchacha-03, section 2.2.1."""
-    key = bytes(range(32))
-    nonce = bytes.fromhex("000000090000004a0000000031415927")
+    hchacha20 = HChaCha20(SecretBytes.copy_of(bytes(range(32))))
+    front = bytes.fromhex("000000090000004a0000000031415927")
     expected = "82413b4227b27bfed30e42508a877d73a0f9e4d58a74a853c12ec41326d3ecdc"
-    assert _hchacha20(memoryview(key), nonce).hex() == expected
+    assert hchacha20.subkey(bytes(16)).hex() != expected
+    assert hchacha20.subkey(front).hex() == expected
+    assert hchacha20.subkey(front).hex() == expected
 
 
 def test_xchacha20poly1305_gives_the_published_ciphertext() -> None:

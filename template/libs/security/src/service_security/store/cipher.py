@@ -33,11 +33,41 @@ class _Aead(Protocol):
     def decrypt(self, nonce: bytes, data: bytes, associated_data: bytes, /) -> bytes: ...
 
 
-class ExtendedNonceCipher(ABC):
-    """What both ciphers share: a subkey per nonce front, kept for reuse while the store is open.
+class HChaCha20:
+    """HChaCha20 (draft-irtf-cfrg-xchacha-03, section 2.2) out of OpenSSL's ChaCha20.
+
+    The ChaCha20 block function adds the initial state to its result as the last step, and
+    HChaCha20 is the block function without that step: subtract it again. The first and the last
+    four words of the state are known constants and the input, so no key word is touched.
 
     Args:
-        key: 32 bytes, kept by reference: closing it ends the cipher's work on new nonces.
+        key: 32 bytes; OpenSSL keeps a copy for as long as this object lives.
+    """
+
+    _WORDS = struct.Struct("<4I32x4I")
+    _CONSTANTS = struct.unpack("<4I", b"expand 32-byte k")
+
+    def __init__(self, key: SecretBytes) -> None:
+        with key.view as view:
+            self._block = Cipher(algorithms.ChaCha20(view, bytes(16)), mode=None).encryptor()
+
+    def subkey(self, front: bytes) -> bytes:
+        """Return the 32-byte subkey of 16 bytes of nonce."""
+        self._block.reset_nonce(front)
+        words = self._WORDS.unpack(self._block.update(bytes(64)))
+        state = self._CONSTANTS + struct.unpack("<4I", front)
+        return struct.pack(
+            "<8I", *[(word - start) & 0xFFFFFFFF for word, start in zip(words, state, strict=True)]
+        )
+
+
+class ExtendedNonceCipher(ABC):
+    """What both ciphers share: a subkey per nonce front, kept for reuse.
+
+    Not for several threads at once: the store holds its lock.
+
+    Args:
+        key: 32 bytes; OpenSSL keeps what it makes of them for as long as this object lives.
     """
 
     name: ClassVar[str]
@@ -99,11 +129,8 @@ class XChaCha20Poly1305(ExtendedNonceCipher):
         return b"\0\0\0\0" + nonce[16:]
 
     def _subkey_function(self, key: SecretBytes) -> Callable[[bytes], _Aead]:
-        def subkey(front: bytes) -> _Aead:
-            with key.view as view:
-                return ChaCha20Poly1305(_hchacha20(view, front))
-
-        return subkey
+        hchacha20 = HChaCha20(key)
+        return lambda front: ChaCha20Poly1305(hchacha20.subkey(front))
 
 
 class Xaes256Gcm(ExtendedNonceCipher):
@@ -152,17 +179,3 @@ def cipher_named(name: str) -> type[ExtendedNonceCipher]:
         raise ConfigurationError(
             f"There is no cipher {name!r:.40}. The ciphers are: {', '.join(CIPHERS)}."
         ) from None
-
-
-def _hchacha20(key: memoryview, front: bytes) -> bytes:
-    """Return the HChaCha20 subkey (draft-irtf-cfrg-xchacha-03, section 2.2).
-
-    The ChaCha20 block function adds the initial state to its result as the last step, and
-    HChaCha20 is the block function without that step: subtract it again. The first and the last
-    four words of the state are known constants and ``front``, so no key word is touched.
-    """
-    block = Cipher(algorithms.ChaCha20(key, front), mode=None).encryptor().update(bytes(64))
-    words = struct.unpack("<16I", block)
-    state = struct.unpack("<8I", b"expand 32-byte k" + front)
-    rows = zip((*words[:4], *words[12:]), state, strict=True)
-    return struct.pack("<8I", *((word - start) & 0xFFFFFFFF for word, start in rows))

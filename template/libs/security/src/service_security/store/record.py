@@ -108,8 +108,13 @@ class RecordKeys:
             rows.append(Row(token, key_id, counter + uuid + sealed))
         return rows
 
-    def open(self, row: Row) -> tuple[bytes, bytes]:
+    def open(self, row: Row, expected: bytes | None = None) -> tuple[bytes, bytes]:
         """Return the name and value of a row.
+
+        Args:
+            row: As the table holds it.
+            expected: The name that was asked for, where the row was found by its token. Without
+                it, the token is made again from the name inside.
 
         Raises:
             IntegrityError: The row is not what was written, or belongs to another name.
@@ -117,14 +122,14 @@ class RecordKeys:
         cipher = self._ciphers.get(row.key_id)
         if cipher is None or len(row.sealed) < _OVERHEAD:
             raise IntegrityError("A record failed its integrity check.")
-        counter, uuid = row.sealed[:8], row.sealed[8:NONCE_BYTES]
-        aad = _aad(cipher, row.key_id, row.token)
-        plain = cipher.decrypt(uuid + counter, row.sealed[NONCE_BYTES:], aad)
+        sealed = row.sealed
+        nonce = sealed[8:NONCE_BYTES] + sealed[:8]
+        plain = cipher.decrypt(nonce, sealed[NONCE_BYTES:], _aad(cipher, row.key_id, row.token))
         length = int.from_bytes(plain[1:3])
         if plain[0] != 1 or len(plain) < 3 + length:
             raise IntegrityError("A record failed its integrity check.")
         name, value = plain[3 : 3 + length], plain[3 + length :]
-        if not hmac.compare_digest(self.token(name), row.token):
+        if self.token(name) != row.token if expected is None else name != expected:
             raise IntegrityError("A record failed its integrity check.")
         return name, value
 

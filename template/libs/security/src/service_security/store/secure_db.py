@@ -29,7 +29,7 @@ from .kind import refuse_lone_log
 from .nonce import LEASE, CounterLease, check_lease, fresh_uuid
 from .record import MAX_NAME_BYTES, MAX_VALUE_BYTES, RecordKeys, Row
 from .schema import TABLES, check_tables, connect, use_journal
-from .sqlite_errors import translated
+from .sqlite_errors import translated, translation
 
 _PAGE: Final = 256
 _UPSERT: Final = (
@@ -59,6 +59,7 @@ class SecureDb:
         self._keys = keys
         self._counters = CounterLease(self._reserve_counters)
         self._lock = threading.RLock()
+        self._session = _Session(self)
         self._closed = False
         self._write_failed = False
         _open_stores.add(self)
@@ -161,17 +162,14 @@ class SecureDb:
             IntegrityError: This record is damaged; others are not concerned.
             StoreUnavailableError: The file cannot be read, or the store is closed or forked.
         """
-        with self._session():
+        with self._session:
             token = self._keys.token(name)
             found = self._connection.execute(
                 "SELECT key_id, sealed FROM record WHERE token = ?", (token,)
             ).fetchone()
             if found is None:
                 return None
-            inner_name, value = self._open(Row(token, *found))
-            if inner_name != name:
-                raise IntegrityError("A record failed its integrity check.")
-            return value
+            return self._open(Row(token, *found), name)[1]
 
     def remove(self, name: bytes) -> bool:
         """Remove ``name``, durably. Returns False when it was not there.
@@ -179,7 +177,7 @@ class SecureDb:
         Raises:
             StoreUnavailableError: Nothing was removed, as for ``insert``.
         """
-        with self._session(), self._transaction():
+        with self._session, self._transaction():
             self._connection.execute(
                 "DELETE FROM record WHERE token = ?", (self._keys.token(name),)
             )
@@ -199,7 +197,7 @@ class SecureDb:
             IntegrityError: A record of the page is damaged; the message has its position.
             StoreUnavailableError: The file cannot be read, or the store is closed or forked.
         """
-        with self._session():
+        with self._session:
             rows = self._rows(after, limit)
             return [(position, *self._open_at(position, row)) for position, row in rows]
 
@@ -215,12 +213,12 @@ class SecureDb:
         """
         position = 0
         while True:
-            with self._session():
+            with self._session:
                 rows = list(_up_to(_BATCH_BYTES, self._rows(position, _PAGE)))
             if not rows:
                 return
             for position, row in rows:
-                with self._session():
+                with self._session:
                     name_and_value = self._open_at(position, row)
                 yield name_and_value
 
@@ -230,7 +228,7 @@ class SecureDb:
         Raises:
             StoreUnavailableError: The file cannot be read, or the store is closed or forked.
         """
-        with self._session():
+        with self._session:
             number = self._connection.execute("SELECT count(*) FROM record").get
             return number if isinstance(number, int) else 0
 
@@ -243,7 +241,7 @@ class SecureDb:
             IntegrityError: The header is damaged.
             UnsupportedFormatError: Another version of the library has changed the format.
         """
-        with self._session():
+        with self._session:
             self._refuse_after_failed_write()
             self._header_keys.open(Header.read(self._connection)).close()
 
@@ -256,7 +254,7 @@ class SecureDb:
             StoreUnavailableError: Another process reads or writes the file right now, a write has
                 failed before, or the store is closed or forked.
         """
-        with self._session(), self._noting_device_errors():
+        with self._session, self._noting_device_errors():
             self._refuse_after_failed_write()
             result = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
             if result is None or result[0]:  # (busy, pages in the log, pages moved)
@@ -271,7 +269,7 @@ class SecureDb:
         Raises:
             StoreUnavailableError: Another process has the file open.
         """
-        with self._session():
+        with self._session:
             use_journal(self._connection, self._path, "delete")
             self._connection.execute("BEGIN EXCLUSIVE")
 
@@ -306,7 +304,7 @@ class SecureDb:
 
     def _write(self, pairs: list[tuple[bytes, bytes]]) -> int:
         """Write pairs in one transaction; return how many names are new."""
-        with self._session():
+        with self._session:
             while True:
                 # The lease is durable before BEGIN, and the uuid is drawn after the plaintext is
                 # fixed and used for this attempt only: a process restored twice from one snapshot
@@ -336,10 +334,10 @@ class SecureDb:
         ).get
         return generation if isinstance(generation, int) else -1
 
-    def _open(self, row: Row) -> tuple[bytes, bytes]:
+    def _open(self, row: Row, name: bytes | None = None) -> tuple[bytes, bytes]:
         if not self._keys.knows(row.key_id):
             self._reload_keys()  # another process may have rotated
-        return self._keys.open(row)
+        return self._keys.open(row, name)
 
     def _open_at(self, position: int, row: Row) -> tuple[bytes, bytes]:
         try:
@@ -379,18 +377,6 @@ class SecureDb:
             self._connection.execute("UPDATE lease SET next = ? WHERE id = 1", (start + count,))
         return start
 
-    @contextmanager
-    def _session(self) -> Iterator[None]:
-        """One call: alone on the connection, open, not forked, with errors for people."""
-        if self._is_forked():  # asked before the lock, which another thread may have held then
-            raise StoreUnavailableError(
-                f"{self._path} was opened before a fork. Open it again in the child process."
-            )
-        with self._lock, translated(self._path):
-            if self._closed:
-                raise StoreUnavailableError(f"The store {self._path} is closed.")
-            yield
-
     def _is_forked(self) -> bool:
         try:
             self._keys.check()
@@ -429,6 +415,39 @@ class SecureDb:
                 f"A write to {self._path} failed on the device. Check the disk, then restart the "
                 "service; what was acknowledged before is kept."
             )
+
+
+class _Session:
+    """One call: alone on the connection, open, not forked, with errors for people.
+
+    A class, because a generator would cost a read a tenth of its time.
+    """
+
+    __slots__ = ("_store",)
+
+    def __init__(self, store: SecureDb) -> None:
+        self._store = store
+
+    def __enter__(self) -> None:
+        store = self._store
+        if store._is_forked():  # asked before the lock, which another thread may have held then
+            raise StoreUnavailableError(
+                f"{store._path} was opened before a fork. Open it again in the child process."
+            )
+        store._lock.acquire()
+        if store._closed:
+            store._lock.release()
+            raise StoreUnavailableError(f"The store {store._path} is closed.")
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._store._lock.release()
+        if error is not None and (ours := translation(error, self._store._path)) is not None:
+            raise ours from None
 
 
 def _up_to(limit: int, rows: Iterable[tuple[int, Row]]) -> Iterator[tuple[int, Row]]:

@@ -6,12 +6,60 @@ from pathlib import Path
 
 import apsw
 
-from ..errors import IntegrityError, StoreUnavailableError
+from ..errors import IntegrityError, SecurityError, StoreUnavailableError
+
+_SENTENCES: list[tuple[tuple[type[Exception], ...], type[SecurityError], str]] = [
+    (
+        (apsw.CorruptError, apsw.NotADBError, UnicodeDecodeError),
+        IntegrityError,
+        "{path} is damaged or is no database. Restore it from a backup; it was left as it is.",
+    ),
+    (
+        (apsw.BusyError, apsw.LockedError),
+        StoreUnavailableError,
+        "{path} is in use by another process for too long. Try again.",
+    ),
+    (
+        (apsw.FullError,),
+        StoreUnavailableError,
+        "The disk of {path} is full. Nothing was written; make room and try again.",
+    ),
+    (
+        (apsw.ReadOnlyError, apsw.PermissionsError),
+        StoreUnavailableError,
+        "{path} may not be written. Check the owner and mode of the file and its folder.",
+    ),
+    (
+        (apsw.CantOpenError,),
+        StoreUnavailableError,
+        "{path} cannot be opened. Check that it is there and may be read and written.",
+    ),
+    (
+        (apsw.Error,),
+        StoreUnavailableError,
+        "{path} cannot be used: {kind}. What was acknowledged is kept; check the disk, then open "
+        "it again.",
+    ),
+    (
+        (OSError,),
+        StoreUnavailableError,
+        "{path} cannot be used: {reason}. Check the file, its folder and their modes.",
+    ),
+]
+
+
+def translation(error: BaseException, path: Path) -> SecurityError | None:
+    """Return the library's error for one of SQLite or the system, and None for any other."""
+    for kinds, kind, sentence in _SENTENCES:
+        if isinstance(error, kinds):
+            reason = error.strerror if isinstance(error, OSError) else None
+            return kind(sentence.format(path=path, kind=type(error).__name__, reason=reason))
+    return None
 
 
 @contextmanager
 def translated(path: Path) -> Iterator[None]:
-    """Raise the library's errors in place of SQLite's.
+    """Raise the library's errors in place of SQLite's and the system's.
 
     Raises:
         StoreUnavailableError: Busy, full, read-only, missing, or an input/output error.
@@ -19,32 +67,7 @@ def translated(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (apsw.CorruptError, apsw.NotADBError, UnicodeDecodeError):
-        raise IntegrityError(
-            f"{path} is damaged or is no database. Restore it from a backup; it was left as it is."
-        ) from None
-    except (apsw.BusyError, apsw.LockedError):
-        raise StoreUnavailableError(
-            f"{path} is in use by another process for too long. Try again."
-        ) from None
-    except apsw.FullError:
-        raise StoreUnavailableError(
-            f"The disk of {path} is full. Nothing was written; make room and try again."
-        ) from None
-    except (apsw.ReadOnlyError, apsw.PermissionsError):
-        raise StoreUnavailableError(
-            f"{path} may not be written. Check the owner and mode of the file and its folder."
-        ) from None
-    except apsw.CantOpenError:
-        raise StoreUnavailableError(
-            f"{path} cannot be opened. Check that it is there and may be read and written."
-        ) from None
-    except apsw.Error as error:
-        raise StoreUnavailableError(
-            f"{path} cannot be used: {type(error).__name__}. "
-            "What was acknowledged is kept; check the disk, then open it again."
-        ) from None
-    except OSError as error:
-        raise StoreUnavailableError(
-            f"{path} cannot be used: {error.strerror}. Check the file, its folder and their modes."
-        ) from error
+    except Exception as error:
+        if (ours := translation(error, path)) is None:
+            raise
+        raise ours from None
