@@ -446,11 +446,11 @@ def test_after_a_device_error_writes_are_refused_until_reopened(
 ) -> None:
     store.insert(b"kept", b"value")
 
-    def fail() -> int:
+    def fail(_: bytes) -> tuple[int, bool]:
         raise apsw.IOError("fsync failed")
 
     with monkeypatch.context() as patch:
-        patch.setattr(store, "_generation_on_disk", fail)
+        patch.setattr(store, "_look_before_writing", fail)
         with pytest.raises(StoreUnavailableError):
             store.insert(b"lost", b"value")
     for write in (
@@ -479,11 +479,11 @@ def test_a_busy_file_is_named(store: SecureDb, database: Path) -> None:
 def test_a_write_that_fails_in_the_middle_leaves_no_transaction_open(
     store: SecureDb, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt() -> int:
+    def interrupt(_: bytes) -> tuple[int, bool]:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(store, "_generation_on_disk", interrupt)
+        patch.setattr(store, "_look_before_writing", interrupt)
         with pytest.raises(KeyboardInterrupt):
             store.insert(b"name", b"value")
     assert not store._connection.in_transaction

@@ -136,7 +136,7 @@ class SecureDb:
             StoreUnavailableError: Nothing was written: busy, full, read-only, closed, forked, or
                 no nonce lease could be made durable.
         """
-        return self._write([_checked_pair(name, value)]) == 1
+        return self._write([_checked_pair(name, value)])
 
     def insert_many(self, pairs: Iterable[tuple[bytes, bytes]]) -> None:
         """Store pairs of name and value in one transaction: all of them or none.
@@ -254,9 +254,13 @@ class SecureDb:
             StoreUnavailableError: Another process reads or writes the file right now, a write has
                 failed before, or the store is closed or forked.
         """
-        with self._session, self._noting_device_errors():
+        with self._session:
             self._refuse_after_failed_write()
-            result = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            try:
+                result = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            except apsw.IOError as error:
+                self._note_device_error(error)
+                raise
             if result is None or result[0]:  # (busy, pages in the log, pages moved)
                 raise StoreUnavailableError(
                     f"The log of {self._path} could not be emptied while another process reads "
@@ -302,8 +306,8 @@ class SecureDb:
     def __repr__(self) -> str:
         return f"<SecureDb {str(self._path)!r}{' (closed)' if self._closed else ''}>"
 
-    def _write(self, pairs: list[tuple[bytes, bytes]]) -> int:
-        """Write pairs in one transaction; return how many names are new."""
+    def _write(self, pairs: list[tuple[bytes, bytes]]) -> bool:
+        """Write pairs in one transaction; return whether the first name is new."""
         with self._session:
             while True:
                 # The lease is durable before BEGIN, and the uuid is drawn after the plaintext is
@@ -315,24 +319,23 @@ class SecureDb:
                     # The write guard: under the write lock the keyset must be the one that the
                     # rows were sealed under. Rows under an old key can then only become fewer,
                     # which is what lets a rotation prove that none is left.
-                    if self._generation_on_disk() == self._keys.generation:
-                        before = self._count_of(rows)
-                        self._connection.executemany(_UPSERT, rows)
-                        return len({row.token for row in rows}) - before
+                    generation, replaces = self._look_before_writing(rows[0].token)
+                    if generation == self._keys.generation:
+                        if len(rows) == 1:
+                            self._connection.execute(_UPSERT, rows[0])
+                        else:
+                            self._connection.executemany(_UPSERT, rows)
+                        return not replaces
                 self._reload_keys()
 
-    def _count_of(self, rows: list[Row]) -> int:
-        """Return how many of the names are there; only a call of one row needs the answer."""
-        if len(rows) > 1:
-            return 0
-        found = self._connection.execute("SELECT 1 FROM record WHERE token = ?", rows[0][:1])
-        return len(found.fetchall())
-
-    def _generation_on_disk(self) -> int:
-        generation = self._connection.execute(
-            "SELECT keyset_generation FROM header WHERE id = 1"
-        ).get
-        return generation if isinstance(generation, int) else -1
+    def _look_before_writing(self, token: bytes) -> tuple[int, bool]:
+        """Return the generation of the keyset on disk, and whether there is a row of that token."""
+        row: Any = self._connection.execute(
+            "SELECT keyset_generation, EXISTS (SELECT 1 FROM record WHERE token = ?)"
+            " FROM header WHERE id = 1",
+            (token,),
+        ).fetchone()
+        return (row[0], bool(row[1])) if row else (-1, False)
 
     def _open(self, row: Row, name: bytes | None = None) -> tuple[bytes, bytes]:
         if not self._keys.knows(row.key_id):
@@ -390,24 +393,19 @@ class SecureDb:
     def _transaction(self) -> Iterator[None]:
         self._refuse_after_failed_write()
         try:
-            with self._noting_device_errors():
-                self._connection.execute("BEGIN IMMEDIATE")
-                yield
-                self._connection.execute("COMMIT")
-        except BaseException:
+            self._connection.execute("BEGIN IMMEDIATE")
+            yield
+            self._connection.execute("COMMIT")
+        except BaseException as error:
+            self._note_device_error(error)
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
             raise
 
-    @contextmanager
-    def _noting_device_errors(self) -> Iterator[None]:
+    def _note_device_error(self, error: BaseException) -> None:
         # After a failed fsync nobody knows what the disk holds, and a second fsync may report
         # success for pages that were dropped. Only a new connection reads the truth.
-        try:
-            yield
-        except apsw.IOError:
-            self._write_failed = True
-            raise
+        self._write_failed |= isinstance(error, apsw.IOError)
 
     def _refuse_after_failed_write(self) -> None:
         if self._write_failed:
