@@ -128,8 +128,7 @@ JINJA.filters["to_json"] = lambda value, **options: json.dumps(value, **options)
 
 def complaint(question: str, answer: str) -> str:
     """Return what the validator of a question says about an answer, as copier evaluates it."""
-    context = {question: answer, "taken_names": yaml.safe_load(QUESTIONS["taken_names"]["default"])}
-    return JINJA.from_string(QUESTIONS[question]["validator"]).render(context).strip()
+    return JINJA.from_string(QUESTIONS[question]["validator"]).render({question: answer}).strip()
 
 
 # ---------------------------------------------------------------- What is refused

@@ -166,7 +166,7 @@ def test_options_of_the_library_are_known_to_it() -> None:
             after = words[words.index("service_security") + 1 :]
             expected = [word for word in after if re.fullmatch(r"--[a-z-]+|db|init|import|export", word)]
             assert [word for word in expected if f'"{word}"' not in source] == []
-    assert found >= 2
+    assert found >= 1
 
 
 @pytest.mark.parametrize("document", ["README.md", "docs/integration.md"])

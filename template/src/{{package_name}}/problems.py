@@ -21,6 +21,11 @@ _MEDIA_TYPE = "application/problem+json"
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger("problem")
 
+# Pydantic's own words for these do not say what to do.
+_MESSAGES = {
+    "model_attributes_type": "This must be a JSON object, sent with content-type: application/json",
+}
+
 # Starlette's own words for these say less than the title does.
 _DETAILS = {
     404: "Nothing is served at this path.",
@@ -72,7 +77,10 @@ async def _http(_: Request, error: HTTPException) -> JSONResponse:
 
 async def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
     errors = [
-        {"where": "/".join(str(part) for part in item["loc"]), "message": item["msg"]}
+        {
+            "where": "/".join(str(part) for part in item["loc"]),
+            "message": _MESSAGES.get(item["type"], item["msg"]),
+        }
         for item in error.errors()
     ]
     return problem(422, "The request is not valid.", errors=errors)

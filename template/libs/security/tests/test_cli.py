@@ -60,6 +60,16 @@ def test_folders_come_from_the_environment_and_options_come_first(
     assert Path("option.key").exists()
 
 
+def test_a_variable_that_is_set_but_empty_counts_as_not_set(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SERVICE_DATA_DIR", "")
+    monkeypatch.setenv("SERVICE_KEY_FILE", "")
+    assert main(["init"]) == 0
+    assert Path("data/envelope.json").exists()
+    assert Path("secrets/service.key").exists()
+
+
 def test_init_with_a_container_secret_uses_it() -> None:
     secret = Path("delivered")
     secret.write_bytes(bytes(range(32)))

@@ -35,7 +35,7 @@ class SecureRecordStore:
             StartError: The key or the database cannot be used, or the records are not encrypted.
         """
         try:
-            refuse_other_kind(path, cipher=cipher)
+            refuse_other_kind(path, cipher=cipher, key_file=key_file)
             with open_master_key(envelope, key_file) as master_key:
                 database = SecureDb.open(path, master_key, cipher=cipher)
             leave_note(path)

@@ -78,14 +78,14 @@ def _add_folders(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data-dir",
         type=Path,
-        default=Path(environment.get("SERVICE_DATA_DIR", "data")),
+        default=Path(environment.get("SERVICE_DATA_DIR") or "data"),
         metavar="FOLDER",
         help="the service's data folder (%(default)s)",
     )
     parser.add_argument(
         "--key-file",
         type=Path,
-        default=Path(environment.get("SERVICE_KEY_FILE", "secrets/service.key")),
+        default=Path(environment.get("SERVICE_KEY_FILE") or "secrets/service.key"),
         metavar="FILE",
         help="the file with the wrapping key (%(default)s)",
     )

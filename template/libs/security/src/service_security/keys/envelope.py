@@ -189,9 +189,9 @@ def open_master_key(envelope: Path, key_file: Path) -> SecretBytes:
             text = file.read(_MAX_BYTES + 1)
     except FileNotFoundError:
         raise KeyUnavailableError(
-            f"There is no key envelope {envelope}. A new service makes its key with "
-            "`python -m service_security init`; where there is data already, put the envelope "
-            "back from the backup: a new key could not read it."
+            f"There is no key envelope {envelope}. A new service makes its key with `uv run python "
+            "-m service_security init`; where there is data already, put the envelope back from "
+            "the backup: a new key could not read it."
         ) from None
     except OSError as error:
         raise KeyUnavailableError(

@@ -41,6 +41,7 @@ from .schema import connect, use_journal
 from .secure_db import SecureDb
 from .sqlite_errors import translated
 
+_COMMAND: Final = "uv run python -m service_security"
 _BATCH_RECORDS: Final = 500
 _BATCH_BYTES: Final = 4 * 1024 * 1024
 _WIPE_BLOCK: Final = bytes(1024 * 1024)
@@ -62,36 +63,40 @@ class Transferred:
     old_file_remains: bool
 
 
-def refuse_other_kind(database: Path, *, cipher: str) -> None:
+def refuse_other_kind(database: Path, *, cipher: str, key_file: Path) -> None:
     """Refuse to start on plain records, and name the command that imports them.
 
     Args:
         database: The file that the service is about to open.
         cipher: The cipher that the command is to use.
+        key_file: Where the service's key file belongs.
 
     Raises:
         ConfigurationError: The file holds plain records, or a stopped transfer left some beside it.
         IntegrityError: It is damaged or no database.
         StoreUnavailableError: It cannot be read.
     """
-    arguments = f"--data-dir {shlex.quote(str(database.parent))}"
+    folders = f"--data-dir {shlex.quote(str(database.parent))}"
+    folders += f" --key-file {shlex.quote(str(key_file))}"
     if kind_of(database) is Kind.PLAIN:
+        first = f"{_COMMAND} init {folders} && "
         raise ConfigurationError(
             f"{database} holds records that are not encrypted. Nothing was changed. Stop every "
             "service that uses it, then import them with: "
-            f"python -m service_security db import {arguments} --cipher {cipher}"
+            f"{'' if exists(DataFolder(database.parent).envelope) else first}"
+            f"{_COMMAND} db import {folders} --cipher {cipher}"
         )
     with translated(database):
         if exists(_beside(database, "replaced")):
             raise ConfigurationError(
                 f"{_beside(database, 'replaced')} still holds the records of before. To have it "
-                f"overwritten, run again: python -m service_security db import {arguments}"
+                f"overwritten, run again: {_COMMAND} db import {folders}"
             )
         if exists(_beside(database, "exporting")):
             raise ConfigurationError(
                 f"{_beside(database, 'exporting')} holds readable records of an export that was "
                 "stopped. Delete it, or go on with: "
-                f"python -m service_security db export {arguments}"
+                f"{_COMMAND} db export {folders}"
             )
 
 
@@ -106,7 +111,7 @@ def leave_note(database: Path) -> None:
         "the service's key file.\n"
         "To take the records out for a service that does not encrypt them, run this in the "
         "version of the service that wrote them:\n"
-        f"python -m service_security db export --data-dir {folder}\n"
+        f"{_COMMAND} db export --data-dir {folder}\n"
     )
     with translated(database), suppress(FileExistsError):
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
