@@ -74,21 +74,23 @@ HARDENED_ONLY = """
     libs/security/src/service_security/keys/keyset.py
     libs/security/src/service_security/keys/sealed_box.py
     libs/security/src/service_security/layout.py
+    libs/security/src/service_security/process.py
     libs/security/src/service_security/py.typed
     libs/security/src/service_security/secret_bytes.py
     libs/security/src/service_security/store/__init__.py
     libs/security/src/service_security/store/cipher.py
+    libs/security/src/service_security/store/field.py
     libs/security/src/service_security/store/header.py
     libs/security/src/service_security/store/kind.py
     libs/security/src/service_security/store/nonce.py
     libs/security/src/service_security/store/record.py
     libs/security/src/service_security/store/schema.py
     libs/security/src/service_security/store/secure_db.py
+    libs/security/src/service_security/store/self_test.py
     libs/security/src/service_security/store/sqlite_errors.py
     libs/security/src/service_security/store/transfer.py
     libs/security/tests/conftest.py
     libs/security/tests/independent_reader.py
-    libs/security/tests/make_samples.py
     libs/security/tests/samples/0.1.0/aes256gcm.db
     libs/security/tests/samples/0.1.0/envelope-container-secret.json
     libs/security/tests/samples/0.1.0/envelope-key-file.json
@@ -97,14 +99,18 @@ HARDENED_ONLY = """
     libs/security/tests/test_cipher.py
     libs/security/tests/test_cli.py
     libs/security/tests/test_envelope.py
+    libs/security/tests/test_field.py
     libs/security/tests/test_format.py
     libs/security/tests/test_initialise.py
     libs/security/tests/test_keyset.py
+    libs/security/tests/test_memory.py
     libs/security/tests/test_nonce.py
     libs/security/tests/test_plaintext.py
+    libs/security/tests/test_process.py
     libs/security/tests/test_sealed_box.py
     libs/security/tests/test_secret_bytes.py
     libs/security/tests/test_secure_db.py
+    libs/security/tests/test_self_test.py
     libs/security/tests/test_store_contract.py
     libs/security/tests/test_transfer.py
     src/my_service/records/secure_store.py

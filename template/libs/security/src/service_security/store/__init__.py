@@ -1,5 +1,6 @@
 """The encrypted store."""
 
+from .field import FieldSealer
 from .secure_db import SecureDb
 
-__all__ = ["SecureDb"]
+__all__ = ["FieldSealer", "SecureDb"]
