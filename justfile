@@ -11,7 +11,7 @@ demo DIR="":
 # Run the library's own suite, then the template's; arguments go to the second
 test *ARGS:
     uv run --directory template/libs/security pytest
-    uv run python -m pytest "$@"
+    uv run --group vectors python -m pytest "$@"
 
 # Lint, formatting and types, of the root and of the library
 check:

@@ -247,6 +247,7 @@ def in_a_child(work: Callable[[], object]) -> int:
     child = os.fork()
     if child == 0:
         try:
+            signal.alarm(60)  # so that none writes on for ever when its parent fails
             work()
             os._exit(0)
         except BaseException:

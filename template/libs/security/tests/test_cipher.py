@@ -146,6 +146,16 @@ def test_more_nonce_fronts_than_the_cache_holds_change_nothing(
     assert all(fresh.decrypt(nonce, box, b"") == b"value" for nonce, box in pairs)
 
 
+@pytest.mark.parametrize("kind", CIPHERS.values(), ids=list(CIPHERS))
+@pytest.mark.parametrize("length", [0, 12, 23, 25])
+def test_a_nonce_of_another_length_is_refused(kind: type[ExtendedNonceCipher], length: int) -> None:
+    cipher = _cipher(kind, bytes(32))
+    with pytest.raises(ValueError, match="24 bytes"):
+        cipher.encrypt(bytes(length), b"value", b"")
+    with pytest.raises(ValueError, match="24 bytes"):
+        cipher.decrypt(bytes(length), bytes(32), b"")
+
+
 def test_an_unknown_cipher_is_refused_with_the_names_of_the_known() -> None:
     with pytest.raises(ConfigurationError, match="xchacha20poly1305, aes256gcm"):
         cipher_named("rot13")

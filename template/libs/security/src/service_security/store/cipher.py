@@ -124,6 +124,8 @@ class ExtendedNonceCipher(ABC):
             raise IntegrityError("A record failed its integrity check.") from None
 
     def _aead(self, nonce: bytes) -> _Aead:
+        if len(nonce) != NONCE_BYTES:
+            raise ValueError(f"a nonce has {NONCE_BYTES} bytes, not {len(nonce)}")
         front = nonce[: self._front]
         aead = self._aeads.get(front)
         if aead is None:
