@@ -1,4 +1,4 @@
-"""Writers to be killed, forked and cloned: a program that runs in the library's environment.
+"""Writers to be killed, forked and cloned: a program that ``test_nonce_harness.py`` starts.
 
 Every nonce is logged with a digest of what it sealed before its row can reach the disk, so a nonce that was
 sealed and never committed counts too. A log is written with ``os.write``: what a killed process wrote stays.
@@ -23,13 +23,12 @@ from pathlib import Path
 from typing import Any, Protocol
 from unittest.mock import patch
 
-# The root's environment need not have the library's packages; the program is never started without them.
-import apsw  # type: ignore[import-not-found, unused-ignore]
-from service_security import secret_bytes  # type: ignore[import-not-found, unused-ignore]
-from service_security.errors import StoreUnavailableError  # type: ignore[import-not-found, unused-ignore]
-from service_security.store import SecureDb, secure_db  # type: ignore[import-not-found, unused-ignore]
-from service_security.store.record import RecordKeys  # type: ignore[import-not-found, unused-ignore]
-from service_security.store.schema import connect  # type: ignore[import-not-found, unused-ignore]
+import apsw
+from service_security import secret_bytes
+from service_security.errors import StoreUnavailableError
+from service_security.store import SecureDb, secure_db
+from service_security.store.record import RecordKeys
+from service_security.store.schema import connect
 
 MASTER = bytes(range(32))
 BATCH = 20

@@ -15,27 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-
-from scripts.worktree_copy import ROOT
+from nonce_harness import BATCH
 
 PROGRAM = Path(__file__).with_name("nonce_harness.py")
-LIBRARY = ROOT / "template" / "libs" / "security"
 CIPHERS = ("xchacha20poly1305", "aes256gcm")
 NONCE, DIGEST = 24, 32
-BATCH = 20
 EVERY_CALL = ["insert", "insert_many", "get", "page", "items", "count", "check", "flush", "remove"]
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there is neither kill -9 nor fork")
-
-
-@pytest.fixture(scope="session")
-def interpreter() -> str:
-    """Return the Python of the environment that holds the library; the root's own need not have it."""
-    command = ["uv", "run", "--frozen", "--quiet", "--directory", str(LIBRARY), "python", "-c"]
-    found = subprocess.run(
-        [*command, "import sys; print(sys.executable)"], check=True, capture_output=True, text=True
-    )
-    return found.stdout.strip()
 
 
 @dataclass(frozen=True)
@@ -50,7 +37,6 @@ class Reading:
 class Harness:
     """Starts writers on databases of one folder, and reads what they logged there."""
 
-    interpreter: str
     folder: Path
     scheme: str = "store"
     cipher: str = CIPHERS[0]
@@ -59,7 +45,7 @@ class Harness:
         self, tag: str, part: str = "write", name: str = "records.db", *more: str
     ) -> "subprocess.Popen[str]":
         """Start a process and wait until it is about to open its database."""
-        command = [self.interpreter, "-W", "ignore", str(PROGRAM), part, str(self.folder / name), *more]
+        command = [sys.executable, "-W", "ignore", str(PROGRAM), part, str(self.folder / name), *more]
         command += ["--tag", tag, "--scheme", self.scheme, "--cipher", self.cipher]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
@@ -143,7 +129,7 @@ class Harness:
 
     def read(self, name: str = "records.db") -> Reading:
         """Open a database anew; every record in it has to be whole."""
-        command = [self.interpreter, str(PROGRAM), "read", str(self.folder / name), "--cipher", self.cipher]
+        command = [sys.executable, str(PROGRAM), "read", str(self.folder / name), "--cipher", self.cipher]
         said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         answer = json.loads(said)
         return Reading(
@@ -169,15 +155,15 @@ class Harness:
 
 
 @pytest.fixture
-def harness(interpreter: str, tmp_path: Path) -> Harness:
+def harness(tmp_path: Path) -> Harness:
     """Return a harness of the library's store."""
-    return Harness(interpreter, tmp_path)
+    return Harness(tmp_path)
 
 
 @pytest.mark.parametrize("cipher", CIPHERS)
-def test_200_kills_repeat_no_nonce_and_lose_nothing(interpreter: str, tmp_path: Path, cipher: str) -> None:
+def test_200_kills_repeat_no_nonce_and_lose_nothing(tmp_path: Path, cipher: str) -> None:
     """A hundred for each cipher, of processes with four writes in flight."""
-    harness = Harness(interpreter, tmp_path, cipher=cipher)
+    harness = Harness(tmp_path, cipher=cipher)
     harness.kill_writers(100)
     assert harness.repeats() == 0
     assert harness.interrupted() > 10
@@ -193,10 +179,8 @@ def test_kills_of_two_processes_at_once_repeat_no_nonce_and_lose_nothing(harness
 
 
 @pytest.mark.parametrize("scheme", ["lease-alone", "uuid-alone"])
-def test_each_defence_alone_repeats_no_nonce_after_kills(
-    interpreter: str, tmp_path: Path, scheme: str
-) -> None:
-    harness = Harness(interpreter, tmp_path, scheme)
+def test_each_defence_alone_repeats_no_nonce_after_kills(tmp_path: Path, scheme: str) -> None:
+    harness = Harness(tmp_path, scheme)
     harness.kill_writers(12, "records.db", "records.db")
     assert harness.repeats() == 0
     nonces = [nonce for nonce, _ in harness.seals()]
@@ -209,18 +193,14 @@ def test_each_defence_alone_repeats_no_nonce_after_kills(
 
 
 @pytest.mark.parametrize("scheme", ["original", "neither"])
-def test_control_kills_repeat_nonces_without_the_defences(
-    interpreter: str, tmp_path: Path, scheme: str
-) -> None:
-    harness = Harness(interpreter, tmp_path, scheme)
+def test_control_kills_repeat_nonces_without_the_defences(tmp_path: Path, scheme: str) -> None:
+    harness = Harness(tmp_path, scheme)
     harness.kill_writers(6)
     assert harness.repeats() > 0
 
 
-def test_control_two_processes_at_once_repeat_nonces_of_the_original(
-    interpreter: str, tmp_path: Path
-) -> None:
-    harness = Harness(interpreter, tmp_path, "original")
+def test_control_two_processes_at_once_repeat_nonces_of_the_original(tmp_path: Path) -> None:
+    harness = Harness(tmp_path, "original")
     harness.kill_writers(2, "records.db", "records.db")
     assert harness.repeats() > 0
 
@@ -233,8 +213,8 @@ def test_forks_repeat_no_nonce_and_lose_nothing(harness: Harness) -> None:
     harness.assert_nothing_lost()
 
 
-def test_control_forks_repeat_nonces_of_the_original(interpreter: str, tmp_path: Path) -> None:
-    harness = Harness(interpreter, tmp_path, "original")
+def test_control_forks_repeat_nonces_of_the_original(tmp_path: Path) -> None:
+    harness = Harness(tmp_path, "original")
     harness.play("fork")
     assert harness.repeats() > 0
 
@@ -272,9 +252,9 @@ def assert_cloned_exactly(harness: Harness) -> None:
 
 
 @pytest.mark.parametrize("cipher", CIPHERS)
-def test_two_exact_clones_of_a_process_repeat_no_nonce(interpreter: str, tmp_path: Path, cipher: str) -> None:
+def test_two_exact_clones_of_a_process_repeat_no_nonce(tmp_path: Path, cipher: str) -> None:
     """They share the lease, the process id and the keys; only the uuids differ."""
-    harness = Harness(interpreter, tmp_path, cipher=cipher)
+    harness = Harness(tmp_path, cipher=cipher)
     harness.play("clone")
     assert_cloned_exactly(harness)
     assert harness.repeats() == 0
@@ -283,10 +263,8 @@ def test_two_exact_clones_of_a_process_repeat_no_nonce(interpreter: str, tmp_pat
 
 
 @pytest.mark.parametrize("scheme", ["original", "uuid-per-open"])
-def test_control_exact_clones_repeat_every_nonce_without_fresh_uuids(
-    interpreter: str, tmp_path: Path, scheme: str
-) -> None:
-    harness = Harness(interpreter, tmp_path, scheme)
+def test_control_exact_clones_repeat_every_nonce_without_fresh_uuids(tmp_path: Path, scheme: str) -> None:
+    harness = Harness(tmp_path, scheme)
     harness.play("clone")
     assert_cloned_exactly(harness)
     assert harness.repeats() == 100 + 10 * BATCH
@@ -309,8 +287,8 @@ def test_a_restored_copy_written_beside_the_original_repeats_no_nonce(harness: H
         harness.assert_nothing_lost(name, f"after*.{number}")
 
 
-def test_control_a_restored_copy_repeats_nonces_of_the_original(interpreter: str, tmp_path: Path) -> None:
-    harness = Harness(interpreter, tmp_path, "original")
+def test_control_a_restored_copy_repeats_nonces_of_the_original(tmp_path: Path) -> None:
+    harness = Harness(tmp_path, "original")
     restore_beside(harness, 2)
     assert harness.repeats() > 0
 

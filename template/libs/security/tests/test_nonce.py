@@ -316,3 +316,44 @@ def test_a_fork_waits_for_calls_of_other_threads_and_the_child_does_not_hang(
     finally:
         stop.set()
         thread.join()
+
+
+OUTLIVING = """
+import os, sys
+from service_security.store import SecureDb
+
+path = sys.argv[1]
+store = SecureDb.open(path, bytes(range(32)))
+store.insert(b"parent", b"")
+to_parent, to_child = os.pipe(), os.pipe()
+if os.fork():
+    os.read(to_parent[0], 1)  # the child has opened a store of its own
+    store.close()
+    os.write(to_child[1], b"x")
+    os.wait()
+else:
+    own = SecureDb.open(path, bytes(range(32)))
+    own.insert(b"child", b"")
+    os.write(to_parent[1], b"x")
+    os.read(to_child[0], 1)  # the parent has closed the file
+    for number in range(50):
+        own.insert(b"%d" % number, b"")
+    with SecureDb.open(path, bytes(range(32))) as other:
+        print(other.count(), flush=True)
+    os._exit(0)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")
+def test_what_a_child_writes_outlives_the_parents_close(database: Path) -> None:
+    """As in a server that opens the store, forks its workers, and ends before they do."""
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", OUTLIVING, str(database)],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+    assert result.stdout.strip() == "52"
+    with SecureDb.open(database, MASTER) as store:
+        assert store.count() == 52

@@ -285,7 +285,7 @@ class SecureDb:
             self._closed = True
             _open_stores.discard(self)
             try:
-                if not self._is_forked():  # the file is the parent's to close
+                if not self._is_forked():  # else the fork has closed it
                     with translated(self._path):
                         self._connection.close()
             finally:
@@ -516,9 +516,11 @@ def _create(
             draft.unlink(missing_ok=True)
 
 
-# A fork copies the connections with the process, and SQLite closes them when the child ends, which
-# empties and deletes the log as the last user of the file would. The stores stand still during a
-# fork, and the child's connections are told to leave the log alone.
+# A fork copies the connections with the process. SQLite in the child then believes that it holds
+# locks which are the parent's alone: when the parent closes the file, it counts itself as the last
+# user and deletes the log, with whatever a store that the child has opened wrote there. And when
+# the child ends, its copy of the connection would do the same to the others. So the stores stand
+# still during a fork, and the child closes what it inherited at once, leaving the log alone.
 _open_stores: "weakref.WeakSet[SecureDb]" = weakref.WeakSet()
 _standing_still: list[SecureDb] = []
 
@@ -538,6 +540,7 @@ def _after_fork_in_child() -> None:
     while _standing_still:
         store = _standing_still.pop()
         store._connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+        store._connection.close()
         store._lock.release()
 
 
