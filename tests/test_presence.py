@@ -80,10 +80,12 @@ HARDENED_ONLY = """
     libs/security/src/service_security/store/__init__.py
     libs/security/src/service_security/store/cipher.py
     libs/security/src/service_security/store/field.py
+    libs/security/src/service_security/store/creation.py
     libs/security/src/service_security/store/header.py
     libs/security/src/service_security/store/kind.py
     libs/security/src/service_security/store/nonce.py
     libs/security/src/service_security/store/record.py
+    libs/security/src/service_security/store/replacement.py
     libs/security/src/service_security/store/schema.py
     libs/security/src/service_security/store/secure_db.py
     libs/security/src/service_security/store/self_test.py

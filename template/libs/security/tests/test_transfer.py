@@ -21,7 +21,7 @@ from service_security.errors import (
 )
 from service_security.layout import DataFolder
 from service_security.secret_bytes import SecretBytes
-from service_security.store import SecureDb, transfer
+from service_security.store import SecureDb, replacement, transfer
 from service_security.store.kind import PLAIN_TABLE, Kind, kind_of
 from service_security.store.transfer import (
     Transferred,
@@ -345,10 +345,10 @@ def _crash_at(monkeypatch: pytest.MonkeyPatch, owner: object, name: str) -> None
 
 
 CRASHES = [
-    (transfer, "_wipe"),
+    (replacement, "wipe"),
     (Path, "replace"),
-    (transfer, "_publish"),
-    (transfer, "_drop_replaced"),
+    (transfer, "publish"),
+    (replacement, "drop_replaced"),
     (transfer, "_check_encrypted"),
     (transfer, "_check_plain"),
 ]
@@ -535,7 +535,7 @@ def test_a_plain_database_with_a_transaction_to_roll_back_is_imported(folder: Da
 LATE_WRITER = """
 import sys
 from service_security.errors import SecurityError
-from service_security.store import SecureDb, transfer
+from service_security.store import SecureDb, replacement, transfer
 
 try:
     with SecureDb.open(sys.argv[1], bytes(range(32))) as store:
@@ -552,7 +552,7 @@ def test_no_write_slips_in_between_the_check_and_the_rename(
     _write_plain(folder.database, RECORDS)
     _import(folder)
     answers = []
-    publish = transfer._publish
+    publish = replacement.publish
 
     def publish_after_a_late_writer(draft: Path, database: Path) -> bool:
         writer = subprocess.Popen(
@@ -562,7 +562,7 @@ def test_no_write_slips_in_between_the_check_and_the_rename(
         time.sleep(0.5)  # it has opened the file by now, and waits for the lock
         return publish(draft, database)
 
-    monkeypatch.setattr(transfer, "_publish", publish_after_a_late_writer)
+    monkeypatch.setattr(transfer, "publish", publish_after_a_late_writer)
     assert _export(folder).count == len(RECORDS)
     assert answers[0].communicate(timeout=30)[0].strip() == "IntegrityError"
     assert _read_plain(folder.database) == RECORDS

@@ -10,7 +10,6 @@ import hmac
 import mmap
 import os
 import sys
-from types import TracebackType
 from typing import Final, NoReturn, Self
 
 from .errors import StoreUnavailableError
@@ -115,12 +114,7 @@ class SecretBytes:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __del__(self) -> None:

@@ -16,7 +16,6 @@ of another key is told apart from a damaged one. The context ties a field to its
 import os
 import struct
 import threading
-from types import TracebackType
 from typing import Final, Self
 
 from ..errors import (
@@ -158,12 +157,7 @@ class FieldSealer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __repr__(self) -> str:

@@ -1,19 +1,18 @@
 """``SecureDb``: an embedded key-value store that shows neither names nor values on disk."""
 
 import os
-import secrets
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
 import apsw
 
-from .._files import exists, publish_new
+from .._files import exists
 from ..errors import (
     ConfigurationError,
     IntegrityError,
@@ -21,14 +20,13 @@ from ..errors import (
     WrongKeyError,
 )
 from ..keys.derivation import KEY_BYTES
-from ..keys.keyset import Keyset
 from ..secret_bytes import SecretBytes
-from .cipher import ExtendedNonceCipher, cipher_named
+from .cipher import cipher_named
+from .creation import create
 from .header import Header, HeaderKeys
-from .kind import refuse_lone_log
 from .nonce import LEASE, CounterLease, check_lease, fresh_uuid
 from .record import MAX_NAME_BYTES, MAX_VALUE_BYTES, RecordKeys, Row
-from .schema import TABLES, check_tables, connect, use_journal
+from .schema import check_tables, connect, use_journal
 from .sqlite_errors import translated, translation
 
 _PAGE: Final = 256
@@ -96,7 +94,7 @@ class SecureDb:
             ExitStack() as undo,
         ):
             if not exists(path):
-                _create(path, master, chosen, clock)
+                create(path, master, chosen, clock)
             connection = connect(path)
             undo.callback(connection.close)
             check_tables(connection, path)
@@ -295,12 +293,7 @@ class SecureDb:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __repr__(self) -> str:
@@ -481,39 +474,6 @@ def _checked_pair(name: bytes, value: bytes) -> tuple[bytes, bytes]:
     if len(value) > MAX_VALUE_BYTES:
         raise ValueError(f"a value has at most {MAX_VALUE_BYTES} bytes, not {len(value)}")
     return name, value
-
-
-def _create(
-    path: Path,
-    master: SecretBytes,
-    cipher: type[ExtendedNonceCipher],
-    clock: Callable[[], float],
-) -> None:
-    """Create the file whole: under a name of its own first, so that a crash leaves none."""
-    refuse_lone_log(path)
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    try:
-        os.close(os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-        db_id = secrets.token_bytes(16)
-        header_keys = HeaderKeys(master, db_id)
-        connection = connect(draft)
-        try:
-            with Keyset.new(cipher.code, clock) as keyset, connection:
-                for table in TABLES.values():
-                    connection.execute(table)
-                header_keys.seal(keyset).insert(connection)
-                connection.execute("INSERT INTO lease (id, next) VALUES (1, 0)")
-        finally:
-            connection.close()
-            header_keys.close()
-        publish_new(draft, path)  # when another process was faster, its file is the one to open
-    except OSError as error:
-        raise StoreUnavailableError(
-            f"{path} cannot be created: {error.strerror}. Check the owner and mode of its folder."
-        ) from error
-    finally:
-        with suppress(OSError):
-            draft.unlink(missing_ok=True)
 
 
 # A fork copies the connections with the process. SQLite in the child then believes that it holds

@@ -4,18 +4,11 @@ A transfer fills a draft beside the database, compares the two in both direction
 draft take the name in one rename: at every moment the name holds one whole database of one kind.
 The source is locked from before the first record is read until its bytes are overwritten, so no
 write is lost on the way. An interrupted transfer is run again and goes on: the data is the
-checkpoint.
-
-::
-
-    records.db.importing   the encrypted draft of an import
-    records.db.exporting   the plain draft of an export
-    records.db.replaced    the old file, from just before the rename until it is overwritten
+checkpoint. ``replacement`` has the names of what lies beside the database meanwhile.
 """
 
 import os
 import shlex
-import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -25,11 +18,10 @@ from typing import Any, Final
 
 import apsw
 
-from .._files import exists, held, sync_folder
+from .._files import exists, held
 from ..errors import (
     ConfigurationError,
     IntegrityError,
-    StoreUnavailableError,
     UnsupportedFormatError,
     WrongKeyError,
 )
@@ -37,6 +29,7 @@ from ..layout import DataFolder
 from ..secret_bytes import SecretBytes
 from .kind import PLAIN_TABLE, Kind, kind_of
 from .record import MAX_NAME_BYTES, MAX_VALUE_BYTES
+from .replacement import beside, discard, drop_replaced, is_private_file, publish
 from .schema import connect, use_journal
 from .secure_db import SecureDb
 from .sqlite_errors import translated
@@ -44,7 +37,6 @@ from .sqlite_errors import translated
 _COMMAND: Final = "uv run python -m service_security"
 _BATCH_RECORDS: Final = 500
 _BATCH_BYTES: Final = 4 * 1024 * 1024
-_WIPE_BLOCK: Final = bytes(1024 * 1024)
 
 Progress = Callable[[int, int], None]
 """Called with the number of records done and the number of all."""
@@ -87,14 +79,14 @@ def refuse_other_kind(database: Path, *, cipher: str, key_file: Path) -> None:
             f"{_COMMAND} db import {folders} --cipher {cipher}"
         )
     with translated(database):
-        if exists(_beside(database, "replaced")):
+        if exists(beside(database, "replaced")):
             raise ConfigurationError(
-                f"{_beside(database, 'replaced')} still holds the records of before. To have it "
+                f"{beside(database, 'replaced')} still holds the records of before. To have it "
                 f"overwritten, run again: {_COMMAND} db import {folders}"
             )
-        if exists(_beside(database, "exporting")):
+        if exists(beside(database, "exporting")):
             raise ConfigurationError(
-                f"{_beside(database, 'exporting')} holds readable records of an export that was "
+                f"{beside(database, 'exporting')} holds readable records of an export that was "
                 "stopped. Delete it, or go on with: "
                 f"{_COMMAND} db export {folders}"
             )
@@ -142,14 +134,14 @@ def import_records(
         if overwritten:
             with SecureDb.open(database, master_key) as store:
                 return Transferred(store.count(), old_file_remains=False)
-        _discard(_beside(database, "exporting"))
-        draft = _beside(database, "importing")
+        discard(beside(database, "exporting"))
+        draft = beside(database, "importing")
         with closing(_locked_plain(database)) as source:
             total = _count(source)
             with closing(_encrypted_draft(draft, master_key, cipher)) as target:
                 _encrypt_all(source, target, lambda done: progress(done, total))
                 _check_encrypted(source, target, total)
-            return Transferred(total, _publish(draft, database))
+            return Transferred(total, publish(draft, database))
 
 
 def export_records(
@@ -173,16 +165,16 @@ def export_records(
         if overwritten:
             with closing(_locked_plain(database)) as plain:
                 return Transferred(_count(plain), old_file_remains=False)
-        draft = _beside(database, "exporting")
+        draft = beside(database, "exporting")
         try:
             with SecureDb.open(database, master_key) as source:
                 source.hold()
                 with closing(_plain_draft(draft)) as target:
                     total = _decrypt_all(source, target, progress)
                     _check_plain(source, target, total)
-                result = Transferred(total, _publish(draft, database))
+                result = Transferred(total, publish(draft, database))
         except Exception:
-            _discard(draft)  # it holds readable records; an interrupt leaves it, to go on with
+            discard(draft)  # it holds readable records; an interrupt leaves it, to go on with
             raise
         _note(database).unlink(missing_ok=True)
         return result
@@ -324,10 +316,10 @@ def _work_on(folder: DataFolder, source: Kind, goal: Kind) -> Iterator[tuple[Pat
             f"{database} is a symbolic link. Name the folder that holds the file itself."
         )
     with held(folder.path, wait=False), translated(database):
-        replaced = _beside(database, "replaced")
+        replaced = beside(database, "replaced")
         was_stopped = exists(replaced) and not replaced.samefile(database)
         if exists(replaced):
-            _drop_replaced(database)
+            drop_replaced(database)
         kind = kind_of(database)
         if kind is not source and not (was_stopped and kind is goal):
             raise ConfigurationError(
@@ -351,7 +343,7 @@ def _locked_plain(database: Path) -> apsw.Connection:
 
 def _encrypted_draft(draft: Path, master_key: SecretBytes, cipher: str) -> SecureDb:
     """Open the draft of an earlier attempt if it is of use, and begin a new one otherwise."""
-    if _is_private_file(draft):
+    if is_private_file(draft):
         try:
             store = SecureDb.open(draft, master_key, cipher=cipher)
         except (WrongKeyError, IntegrityError, UnsupportedFormatError):
@@ -360,17 +352,17 @@ def _encrypted_draft(draft: Path, master_key: SecretBytes, cipher: str) -> Secur
             if store.cipher == cipher:
                 return store
             store.close()
-    _discard(draft)
+    discard(draft)
     return SecureDb.open(draft, master_key, cipher=cipher)
 
 
 def _plain_draft(draft: Path) -> apsw.Connection:
     try:
-        usable = _is_private_file(draft) and kind_of(draft) is Kind.PLAIN
+        usable = is_private_file(draft) and kind_of(draft) is Kind.PLAIN
     except IntegrityError:
         usable = False
     if not usable:
-        _discard(draft)
+        discard(draft)
         os.close(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     connection = connect(draft)
     use_journal(connection, draft, "delete")
@@ -379,74 +371,5 @@ def _plain_draft(draft: Path) -> apsw.Connection:
     return connection
 
 
-def _is_private_file(draft: Path) -> bool:
-    """Tell whether a draft is a file that only its owner could have written."""
-    if not exists(draft):
-        return False
-    status = draft.lstat()
-    return (
-        stat.S_ISREG(status.st_mode)
-        and status.st_nlink == 1
-        and stat.S_IMODE(status.st_mode) & 0o077 == 0
-        and status.st_uid == os.geteuid()
-    )
-
-
-def _publish(draft: Path, database: Path) -> bool:
-    """Let the finished draft take the name; return whether the old file remains somewhere.
-
-    The old file keeps a name until it is overwritten, so that a crash in between is seen.
-    """
-    for path in (draft, database):
-        for suffix in ("-journal", "-wal"):
-            if exists(path.with_name(path.name + suffix)):
-                raise StoreUnavailableError(
-                    f"Another process has {path} open. Stop it, then run the command again."
-                )
-    os.link(database, _beside(database, "replaced"))
-    draft.replace(database)
-    sync_folder(database.parent)
-    return _drop_replaced(database)
-
-
-def _drop_replaced(database: Path) -> bool:
-    """Overwrite and remove what a transfer has replaced; return whether the file remains.
-
-    Right before the rename it is a second name of the database itself, and only the name goes.
-    """
-    replaced = _beside(database, "replaced")
-    another_name = replaced.lstat().st_nlink > 1
-    if not another_name:
-        _wipe(replaced)
-    is_the_database = exists(database) and replaced.samefile(database)
-    replaced.unlink()
-    sync_folder(database.parent)
-    return another_name and not is_the_database
-
-
-def _discard(draft: Path) -> None:
-    """Remove a draft of an earlier attempt, overwriting what it may show."""
-    if exists(draft):
-        status = draft.lstat()
-        if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
-            _wipe(draft)
-        draft.unlink()
-    for suffix in ("-journal", "-wal", "-shm"):
-        draft.with_name(draft.name + suffix).unlink(missing_ok=True)
-
-
-def _wipe(path: Path) -> None:
-    with path.open("r+b") as file:
-        size = os.fstat(file.fileno()).st_size
-        for start in range(0, size, len(_WIPE_BLOCK)):
-            file.write(_WIPE_BLOCK[: size - start])
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _beside(database: Path, suffix: str) -> Path:
-    return database.with_name(f"{database.name}.{suffix}")
-
-
 def _note(database: Path) -> Path:
-    return _beside(database, "README.txt")
+    return beside(database, "README.txt")
