@@ -88,7 +88,7 @@ def test_import_and_export_show_progress_and_the_result(
     capsys.readouterr()
     assert main(["db", "import", "--cipher", "aes256gcm"]) == 0
     shown = capsys.readouterr()
-    assert shown.out == "data/records.db holds 1200 encrypted records now.\n"
+    assert shown.out == "data/records.db holds 1200 records now, encrypted with aes256gcm.\n"
     assert "1000 of 1200 records encrypted\n" in shown.err
     assert main(["db", "export"]) == 0
     shown = capsys.readouterr()

@@ -75,12 +75,14 @@ def _names(folder: DataFolder) -> list[str]:
 
 def test_there_and_back(folder: DataFolder, cipher: str) -> None:
     _write_plain(folder.database, RECORDS)
-    assert _import(folder, cipher) == Transferred(len(RECORDS), old_file_remains=False)
+    assert _import(folder, cipher) == Transferred(
+        len(RECORDS), old_file_remains=False, cipher=cipher
+    )
     assert kind_of(folder.database) is Kind.ENCRYPTED
     assert _read_encrypted(folder.database) == RECORDS
     with SecureDb.open(folder.database, MASTER) as store:
         assert store.cipher == cipher
-    assert _export(folder) == Transferred(len(RECORDS), old_file_remains=False)
+    assert _export(folder) == Transferred(len(RECORDS), old_file_remains=False, cipher=cipher)
     assert kind_of(folder.database) is Kind.PLAIN
     assert _read_plain(folder.database) == RECORDS
     assert _names(folder) == ["records.db"]
@@ -389,6 +391,46 @@ def test_the_name_right_before_the_rename_is_not_taken_for_the_old_file(
     assert (folder.path / "records.db.replaced").samefile(folder.database)
     assert _import(folder).count == len(RECORDS)
     assert _read_encrypted(folder.database) == RECORDS
+
+
+def test_an_old_file_that_another_transfer_left_is_not_overwritten(folder: DataFolder) -> None:
+    """After a stop before the rename and a restored backup it may be the only copy."""
+    _write_plain(folder.database, {"restored": b"1"})
+    only_copy = folder.path / "records.db.replaced"
+    _write_plain(only_copy, RECORDS)
+    with pytest.raises(ConfigurationError, match="move it to another folder to keep it"):
+        _import(folder)
+    assert _read_plain(only_copy) == RECORDS
+    assert _read_plain(folder.database) == {"restored": b"1"}
+
+
+def test_a_link_in_the_place_of_the_old_file_is_not_followed(
+    folder: DataFolder, tmp_path: Path
+) -> None:
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"untouched")
+    SecureDb.open(folder.database, MASTER).close()
+    (folder.path / "records.db.replaced").symlink_to(victim)
+    assert _import(folder).count == 0  # finishes what it takes for a stopped transfer
+    assert victim.read_bytes() == b"untouched"
+    assert not (folder.path / "records.db.replaced").is_symlink()
+    with pytest.raises(OSError, match="symbolic link"):
+        replacement.wipe(_link_to(victim))
+    assert victim.read_bytes() == b"untouched"
+
+
+def _link_to(victim: Path) -> Path:
+    link = victim.with_name("link")
+    link.symlink_to(victim)
+    return link
+
+
+def test_a_second_name_of_the_database_itself_keeps_no_service_from_starting(
+    folder: DataFolder,
+) -> None:
+    SecureDb.open(folder.database, MASTER).close()
+    os.link(folder.database, folder.path / "records.db.replaced")
+    refuse_other_kind(folder.database, cipher="aes256gcm", key_file=Path("a key"))
 
 
 def test_a_service_does_not_start_beside_readable_left_overs(folder: DataFolder) -> None:

@@ -117,7 +117,7 @@ def _import(options: argparse.Namespace) -> int:
         done = import_records(
             folder, master_key, cipher=options.cipher, progress=_Progress("encrypted")
         )
-    print(f"{folder.database} holds {done.count} encrypted records now.")
+    print(f"{folder.database} holds {done.count} records now, encrypted with {done.cipher}.")
     _warn_of_old_file(done)
     return 0
 

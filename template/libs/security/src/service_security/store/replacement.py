@@ -36,22 +36,28 @@ def publish(draft: Path, database: Path) -> bool:
 
 
 def drop_replaced(database: Path) -> bool:
-    """Overwrite and remove what a transfer has replaced; return whether the file remains.
-
-    Right before the rename it is a second name of the database itself, and only the name goes.
-    """
+    """Overwrite and remove what a transfer has replaced; return whether the file remains."""
     replaced = beside(database, "replaced")
     another_name = replaced.lstat().st_nlink > 1
-    if not another_name:
-        wipe(replaced)
-    is_the_database = exists(database) and replaced.samefile(database)
-    replaced.unlink()
+    discard(replaced)
     sync_folder(database.parent)
-    return another_name and not is_the_database
+    return another_name
+
+
+def is_the_same_file(replaced: Path, database: Path) -> bool:
+    """Tell whether the rename is still to come: both are names of one file then.
+
+    Raises:
+        OSError: One of them is missing.
+    """
+    return os.path.samestat(replaced.lstat(), database.lstat())
 
 
 def discard(draft: Path) -> None:
-    """Remove a draft of an earlier attempt, overwriting what it may show."""
+    """Remove a file of an earlier attempt, overwriting what it may show.
+
+    A link is removed and not followed; a file with another name loses this one only.
+    """
     if exists(draft):
         status = draft.lstat()
         if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
@@ -76,7 +82,8 @@ def is_private_file(draft: Path) -> bool:
 
 def wipe(path: Path) -> None:
     """Overwrite a file with zeros, as far as the file system overwrites in place."""
-    with path.open("r+b") as file:
+    descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    with open(descriptor, "r+b") as file:  # noqa: PTH123 - a descriptor
         size = os.fstat(file.fileno()).st_size
         for start in range(0, size, len(_WIPE_BLOCK)):
             file.write(_WIPE_BLOCK[: size - start])

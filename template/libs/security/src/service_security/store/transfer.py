@@ -29,7 +29,14 @@ from ..layout import DataFolder
 from ..secret_bytes import SecretBytes
 from .kind import PLAIN_TABLE, Kind, kind_of
 from .record import MAX_NAME_BYTES, MAX_VALUE_BYTES
-from .replacement import beside, discard, drop_replaced, is_private_file, publish
+from .replacement import (
+    beside,
+    discard,
+    drop_replaced,
+    is_private_file,
+    is_the_same_file,
+    publish,
+)
 from .schema import connect, use_journal
 from .secure_db import SecureDb
 from .sqlite_errors import translated
@@ -49,10 +56,12 @@ class Transferred:
     Attributes:
         count: The number of records.
         old_file_remains: The old file has a second name (a hard link) and was not overwritten.
+        cipher: The cipher of the encrypted store.
     """
 
     count: int
     old_file_remains: bool
+    cipher: str
 
 
 def refuse_other_kind(database: Path, *, cipher: str, key_file: Path) -> None:
@@ -79,10 +88,11 @@ def refuse_other_kind(database: Path, *, cipher: str, key_file: Path) -> None:
             f"{_COMMAND} db import {folders} --cipher {cipher}"
         )
     with translated(database):
-        if exists(beside(database, "replaced")):
+        replaced = beside(database, "replaced")
+        if exists(replaced) and not is_the_same_file(replaced, database):
             raise ConfigurationError(
-                f"{beside(database, 'replaced')} still holds the records of before. To have it "
-                f"overwritten, run again: {_COMMAND} db import {folders}"
+                f"{replaced} still holds the records of before. To have it overwritten, run "
+                f"again: {_COMMAND} db import {folders} --cipher {cipher}"
             )
         if exists(beside(database, "exporting")):
             raise ConfigurationError(
@@ -133,7 +143,7 @@ def import_records(
     with _work_on(folder, Kind.PLAIN, Kind.ENCRYPTED) as (database, overwritten):
         if overwritten:
             with SecureDb.open(database, master_key) as store:
-                return Transferred(store.count(), old_file_remains=False)
+                return Transferred(store.count(), old_file_remains=False, cipher=store.cipher)
         discard(beside(database, "exporting"))
         draft = beside(database, "importing")
         with closing(_locked_plain(database)) as source:
@@ -141,7 +151,7 @@ def import_records(
             with closing(_encrypted_draft(draft, master_key, cipher)) as target:
                 _encrypt_all(source, target, lambda done: progress(done, total))
                 _check_encrypted(source, target, total)
-            return Transferred(total, publish(draft, database))
+            return Transferred(total, publish(draft, database), cipher)
 
 
 def export_records(
@@ -164,7 +174,7 @@ def export_records(
     with _work_on(folder, Kind.ENCRYPTED, Kind.PLAIN) as (database, overwritten):
         if overwritten:
             with closing(_locked_plain(database)) as plain:
-                return Transferred(_count(plain), old_file_remains=False)
+                return Transferred(_count(plain), old_file_remains=False, cipher="")
         draft = beside(database, "exporting")
         try:
             with SecureDb.open(database, master_key) as source:
@@ -172,7 +182,7 @@ def export_records(
                 with closing(_plain_draft(draft)) as target:
                     total = _decrypt_all(source, target, progress)
                     _check_plain(source, target, total)
-                result = Transferred(total, publish(draft, database))
+                result = Transferred(total, publish(draft, database), source.cipher)
         except Exception:
             discard(draft)  # it holds readable records; an interrupt leaves it, to go on with
             raise
@@ -316,17 +326,41 @@ def _work_on(folder: DataFolder, source: Kind, goal: Kind) -> Iterator[tuple[Pat
             f"{database} is a symbolic link. Name the folder that holds the file itself."
         )
     with held(folder.path, wait=False), translated(database):
-        replaced = beside(database, "replaced")
-        was_stopped = exists(replaced) and not replaced.samefile(database)
-        if exists(replaced):
-            drop_replaced(database)
         kind = kind_of(database)
+        was_stopped = _finish(database, kind is goal)
         if kind is not source and not (was_stopped and kind is goal):
             raise ConfigurationError(
                 f"{database} is {kind.value}, and this command needs {source.value}. "
                 "Nothing was changed."
             )
         yield database, kind is not source
+
+
+def _finish(database: Path, renamed: bool) -> bool:
+    """Finish a transfer that was stopped around its rename; return whether there was one.
+
+    Args:
+        database: The file with the name.
+        renamed: Whether it is of the kind that the transfer leads to. Only then is the other file
+            the old one; otherwise it may be the only copy of something.
+
+    Raises:
+        ConfigurationError: There is an old file, and it is not this command that left it.
+    """
+    replaced = beside(database, "replaced")
+    if not exists(replaced):
+        return False
+    if is_the_same_file(replaced, database):
+        replaced.unlink()
+        return False
+    if not renamed:
+        raise ConfigurationError(
+            f"{replaced} holds records of before, and this command did not leave it. Run the "
+            "other of the two, db import or db export, to have it overwritten, or move it to "
+            "another folder to keep it; nothing was changed."
+        )
+    drop_replaced(database)
+    return True
 
 
 def _locked_plain(database: Path) -> apsw.Connection:
