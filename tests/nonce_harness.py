@@ -330,7 +330,7 @@ def raw_fork(options: argparse.Namespace, journal: Journal) -> None:
     inside, done = threading.Event(), threading.Event()
 
     def stay_inside() -> None:
-        with store._session:
+        with store._file:
             inside.set()
             done.wait()
 
@@ -372,8 +372,8 @@ def clone(options: argparse.Namespace, journal: Journal) -> None:
         if isinstance(store, Original):
             store.use(copy)
         else:
-            inherited.append(store._connection)  # type: ignore[attr-defined]
-            store._connection = connect(copy)  # type: ignore[attr-defined]
+            inherited.append(store._file.connection)  # type: ignore[attr-defined]
+            store._file.connection = connect(copy)  # type: ignore[attr-defined]
         write(store, journal, "s0", count=100)
         write(store, journal, "b0", count=10)
 

@@ -94,10 +94,10 @@ def test_a_write_without_a_durable_lease_is_refused(
 
 def test_a_failed_call_skips_its_counters(store: SecureDb, database: Path) -> None:
     store.insert(b"a", b"")
-    store._connection.pragma("max_page_count", store._connection.pragma("page_count"))
+    store._file.connection.pragma("max_page_count", store._file.connection.pragma("page_count"))
     with pytest.raises(StoreUnavailableError):
         store.insert(b"large", bytes(1_000_000))
-    store._connection.pragma("max_page_count", 1_000_000)
+    store._file.connection.pragma("max_page_count", 1_000_000)
     store.insert(b"b", b"")
     assert [int.from_bytes(counter) for counter, _ in _rows(database)] == [0, 2]
 

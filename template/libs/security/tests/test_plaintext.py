@@ -52,7 +52,7 @@ def test_equal_values_and_equal_names_in_two_stores_look_different(tmp_path: Pat
         path = tmp_path / f"{number}.db"
         with SecureDb.open(path, MASTER) as store:
             store.insert_many([(b"a", b"value"), (b"b", b"value")])
-            sealed += store._connection.execute("SELECT token, sealed FROM record").fetchall()
+            sealed += store._file.connection.execute("SELECT token, sealed FROM record").fetchall()
     tokens, boxes = zip(*sealed, strict=True)
     assert len(set(tokens)) == len(set(boxes)) == 4
     assert len({bytes(box)[24:] for box in boxes}) == 4

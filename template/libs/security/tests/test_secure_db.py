@@ -87,7 +87,7 @@ def test_a_file_keeps_its_cipher(database: Path) -> None:
 
 def test_closing_wipes_the_keys(store: SecureDb) -> None:
     store.insert(b"name", b"value")
-    row: Any = store._connection.execute("SELECT token, key_id, sealed FROM record").fetchone()
+    row: Any = store._file.connection.execute("SELECT token, key_id, sealed FROM record").fetchone()
     keys = store._keys
     store.close()
     for entry in keys._keyset.entries.values():
@@ -120,7 +120,7 @@ def test_flush_says_when_a_reader_is_in_the_way(store: SecureDb, database: Path)
     reader = apsw.Connection(str(database))
     reader.execute("BEGIN; SELECT * FROM record")
     store.insert(b"name", b"another")
-    store._connection.set_busy_timeout(10)
+    store._file.connection.set_busy_timeout(10)
     with pytest.raises(StoreUnavailableError, match="Nothing is lost"):
         store.flush()
     reader.close()
@@ -172,14 +172,14 @@ def test_every_single_bit_of_a_sealed_record_is_authenticated(store: SecureDb) -
     store.insert(b"one", b"first")
     store.insert(b"two", b"second")
     update = "UPDATE record SET sealed = ? WHERE id = 1"
-    found: Any = store._connection.execute("SELECT sealed FROM record WHERE id = 1").get
+    found: Any = store._file.connection.execute("SELECT sealed FROM record WHERE id = 1").get
     sealed = bytes(found)
     for bit in range(8 * len(sealed)):
-        store._connection.execute(update, (_flipped(sealed, bit),))
+        store._file.connection.execute(update, (_flipped(sealed, bit),))
         with pytest.raises(IntegrityError, match=r"^A record failed its integrity check\.$"):
             store.get(b"one")
     assert store.get(b"two") == b"second"
-    store._connection.execute(update, (sealed,))
+    store._file.connection.execute(update, (sealed,))
     assert store.get(b"one") == b"first"
 
 
@@ -239,7 +239,7 @@ def test_a_record_of_another_name_is_refused_although_both_have_one_token(
 
 def test_a_header_whose_generation_is_not_the_keysets_is_refused(store: SecureDb) -> None:
     keys = store._header_keys
-    good = Header.read(store._connection)
+    good = Header.read(store._file.connection)
     forged = replace(good, keyset_generation=2)
     forged = replace(forged, mac=keys._mac(forged))
     keys.open(good).close()
@@ -251,7 +251,7 @@ def test_iteration_gives_what_lies_before_a_damaged_record_and_can_go_on_behind_
     store: SecureDb,
 ) -> None:
     store.insert_many((b"%d" % number, b"") for number in range(9))
-    store._connection.execute("UPDATE record SET sealed = zeroblob(60) WHERE id = 5")
+    store._file.connection.execute("UPDATE record SET sealed = zeroblob(60) WHERE id = 5")
     assert list(_until_damage(store)) == [(b"%d" % number, b"") for number in range(4)]
     with pytest.raises(IntegrityError, match="Record 5 failed"):
         list(store.items())
@@ -431,13 +431,13 @@ def test_no_random_damage_gives_garbage_or_a_crash(written: Path, tmp_path: Path
 
 def test_a_full_disk_refuses_the_write_and_loses_nothing(store: SecureDb) -> None:
     store.insert(b"kept", b"value")
-    pages = store._connection.pragma("page_count")
-    store._connection.pragma("max_page_count", pages)
+    pages = store._file.connection.pragma("page_count")
+    store._file.connection.pragma("max_page_count", pages)
     with pytest.raises(StoreUnavailableError, match="full"):
         store.insert(b"large", bytes(1_000_000))
     assert store.get(b"kept") == b"value"
     assert store.get(b"large") is None
-    store._connection.pragma("max_page_count", 1_000_000)
+    store._file.connection.pragma("max_page_count", 1_000_000)
     store.insert(b"large", bytes(1_000_000))
 
 
@@ -446,11 +446,11 @@ def test_after_a_device_error_writes_are_refused_until_reopened(
 ) -> None:
     store.insert(b"kept", b"value")
 
-    def fail(_: bytes) -> tuple[int, bool]:
+    def fail(*_: object) -> bool:
         raise apsw.IOError("fsync failed")
 
     with monkeypatch.context() as patch:
-        patch.setattr(store, "_look_before_writing", fail)
+        patch.setattr(store, "_execute", fail)
         with pytest.raises(StoreUnavailableError):
             store.insert(b"lost", b"value")
     for write in (
@@ -469,7 +469,7 @@ def test_after_a_device_error_writes_are_refused_until_reopened(
 def test_a_busy_file_is_named(store: SecureDb, database: Path) -> None:
     writer = apsw.Connection(str(database))
     writer.execute("BEGIN IMMEDIATE")
-    store._connection.set_busy_timeout(10)
+    store._file.connection.set_busy_timeout(10)
     with pytest.raises(StoreUnavailableError, match="in use by another process"):
         store.insert(b"name", b"value")
     writer.close()
@@ -479,14 +479,14 @@ def test_a_busy_file_is_named(store: SecureDb, database: Path) -> None:
 def test_a_write_that_fails_in_the_middle_leaves_no_transaction_open(
     store: SecureDb, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(_: bytes) -> tuple[int, bool]:
+    def interrupt(*_: object) -> bool:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(store, "_look_before_writing", interrupt)
+        patch.setattr(store, "_execute", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            store.insert(b"name", b"value")
-    assert not store._connection.in_transaction
+            store.insert_many([(b"name", b"value"), (b"other", b"value")])
+    assert not store._file.connection.in_transaction
     assert store.insert(b"name", b"value")
 
 
@@ -501,23 +501,23 @@ def test_an_interrupt_while_waiting_for_the_lock_leaves_no_transaction_open(
         writer.execute("COMMIT")  # so that BEGIN succeeds, with the exception on its way
         raise KeyboardInterrupt
 
-    store._connection.set_busy_handler(interrupt)
+    store._file.connection.set_busy_handler(interrupt)
     with pytest.raises(KeyboardInterrupt):
         store.insert(b"name", b"another")
     writer.close()
-    assert not store._connection.in_transaction
-    store._connection.set_busy_handler(None)
+    assert not store._file.connection.in_transaction
+    store._file.connection.set_busy_handler(None)
     assert not store.insert(b"name", b"third")
 
 
 def test_every_connection_is_set_up_to_survive(store: SecureDb) -> None:
     settings = {
-        name: store._connection.pragma(name)
+        name: store._file.connection.pragma(name)
         for name in ("journal_mode", "synchronous", "secure_delete", "mmap_size")
     }
     assert settings == {"journal_mode": "wal", "synchronous": 2, "secure_delete": 1, "mmap_size": 0}
-    assert store._connection.config(apsw.SQLITE_DBCONFIG_DEFENSIVE, -1) == 1
-    assert store._connection.config(apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA, -1) == 0
+    assert store._file.connection.config(apsw.SQLITE_DBCONFIG_DEFENSIVE, -1) == 1
+    assert store._file.connection.config(apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA, -1) == 0
 
 
 def test_a_failed_open_closes_what_it_opened(
@@ -581,7 +581,7 @@ def _next_generation(store: SecureDb) -> None:
     keyset = store._keys._keyset
     keyset.generation += 1
     header = store._header_keys.seal(keyset)
-    store._connection.execute(
+    store._file.connection.execute(
         "UPDATE header SET keyset_generation = ?, keyset = ?, mac = ?",
         (header.keyset_generation, header.keyset, header.mac),
     )

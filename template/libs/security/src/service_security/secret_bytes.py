@@ -89,7 +89,10 @@ class SecretBytes:
 
     def check(self) -> None:
         """Raise what ``view`` would raise."""
-        self._live_page()
+        # The same questions as in _live_page, asked for every call of a store.
+        page = self._page
+        if page is None or page[-1] != _CANARY or self._pid != os.getpid():
+            self._live_page()
 
     def _live_page(self) -> mmap.mmap:
         page = self._page

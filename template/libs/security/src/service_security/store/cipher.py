@@ -97,6 +97,9 @@ class ExtendedNonceCipher(ABC):
     code: ClassVar[int]
     """Number in the associated data and in the keyset."""
     _front: ClassVar[int]
+    """Size of the part of the nonce that the subkey depends on, in bytes."""
+    _fill: ClassVar[bytes]
+    """What the rest of the nonce is prefixed with, to make the 12 bytes of the inner AEAD's."""
 
     def __init__(self, key: SecretBytes) -> None:
         self._subkey = self._subkey_function(key)
@@ -110,7 +113,8 @@ class ExtendedNonceCipher(ABC):
             plaintext: At most 2**36 bytes.
             aad: Bytes that are authenticated with it and not stored.
         """
-        return self._aead(nonce).encrypt(self._short_nonce(nonce), plaintext, aad)
+        aead, rest = self._inner(nonce)
+        return aead.encrypt(rest, plaintext, aad)
 
     def decrypt(self, nonce: bytes, sealed: bytes, aad: bytes) -> bytes:
         """Return the plaintext.
@@ -118,25 +122,23 @@ class ExtendedNonceCipher(ABC):
         Raises:
             IntegrityError: Nonce, ciphertext, tag or associated data are not what was sealed.
         """
+        aead, rest = self._inner(nonce)
         try:
-            return self._aead(nonce).decrypt(self._short_nonce(nonce), sealed, aad)
+            return aead.decrypt(rest, sealed, aad)
         except InvalidTag:
             raise IntegrityError("A record failed its integrity check.") from None
 
-    def _aead(self, nonce: bytes) -> _Aead:
+    def _inner(self, nonce: bytes) -> tuple[_Aead, bytes]:
+        """Return the AEAD under the nonce's subkey, and the 12-byte nonce for it."""
         if len(nonce) != NONCE_BYTES:
             raise ValueError(f"a nonce has {NONCE_BYTES} bytes, not {len(nonce)}")
         front = nonce[: self._front]
         aead = self._aeads.get(front)
         if aead is None:
-            aead = self._subkey(front)
             if len(self._aeads) >= _CACHED_SUBKEYS:
                 self._aeads.clear()
-            self._aeads[front] = aead
-        return aead
-
-    @abstractmethod
-    def _short_nonce(self, nonce: bytes) -> bytes: ...
+            aead = self._aeads[front] = self._subkey(front)
+        return aead, self._fill + nonce[self._front :]
 
     @abstractmethod
     def _subkey_function(self, key: SecretBytes) -> Callable[[bytes], _Aead]: ...
@@ -148,9 +150,7 @@ class XChaCha20Poly1305(ExtendedNonceCipher):
     name = "xchacha20poly1305"
     code = 1
     _front = 16
-
-    def _short_nonce(self, nonce: bytes) -> bytes:
-        return b"\0\0\0\0" + nonce[16:]
+    _fill = bytes(4)
 
     def _subkey_function(self, key: SecretBytes) -> Callable[[bytes], _Aead]:
         hchacha20 = HChaCha20(key)
@@ -169,9 +169,7 @@ class Xaes256Gcm(ExtendedNonceCipher):
     name = "aes256gcm"
     code = 2
     _front = 12
-
-    def _short_nonce(self, nonce: bytes) -> bytes:
-        return nonce[12:]
+    _fill = b""
 
     def _subkey_function(self, key: SecretBytes) -> Callable[[bytes], _Aead]:
         # NIST SP 800-108 in counter mode over CMAC, for the two fixed one-block inputs

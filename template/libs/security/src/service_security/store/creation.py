@@ -42,7 +42,7 @@ def create(
     try:
         os.close(os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         db_id = secrets.token_bytes(16)
-        header_keys = HeaderKeys(master, db_id)
+        header_keys = HeaderKeys.of(master, db_id)
         connection = connect(draft)
         try:
             with Keyset.new(cipher.code, clock) as keyset, connection:
@@ -56,8 +56,10 @@ def create(
         publish_new(draft, path)  # when another process was faster, its file is the one to open
     except OSError as error:
         raise StoreUnavailableError(
-            f"{path} cannot be created: {error.strerror}. Check the owner and mode of its folder."
+            f"{path} cannot be created: {error.strerror}. Check the disk, and the owner and mode "
+            "of its folder."
         ) from error
     finally:
-        with suppress(OSError):
-            draft.unlink(missing_ok=True)
+        for suffix in ("", "-journal"):  # the journal stays where the device failed for good
+            with suppress(OSError):
+                draft.with_name(draft.name + suffix).unlink(missing_ok=True)

@@ -26,15 +26,44 @@ class HeaderKeys:
     """The two keys of a database that come from the master key, which is not kept.
 
     Args:
-        master: The master key.
         db_id: The database's 16-byte identifier.
+        master: Check value of the master key, 32 bytes.
+        mac_key: Authenticates the header row; taken over.
+        keyset_key: Seals the keyset; taken over.
     """
 
-    def __init__(self, master: SecretBytes, db_id: bytes) -> None:
+    def __init__(
+        self, db_id: bytes, master: bytes, mac_key: SecretBytes, keyset_key: SecretBytes
+    ) -> None:
         self.db_id = db_id
-        self.master_id = master_id(master)
-        self._mac_key = derive(master, salt=db_id, context="store/header")
-        self._keyset_key = derive(master, salt=db_id, context="store/keyset")
+        self.master_id = master
+        self._mac_key = mac_key
+        self._keyset_key = keyset_key
+
+    @classmethod
+    def of(cls, master: SecretBytes, db_id: bytes) -> Self:
+        """Derive the keys of a database from the master key."""
+        return cls(
+            db_id,
+            master_id(master),
+            derive(master, salt=db_id, context="store/header"),
+            derive(master, salt=db_id, context="store/keyset"),
+        )
+
+    def copy(self) -> Self:
+        """Return the same keys in pages of their own, to be closed apart from these."""
+        with self._mac_key.view as mac_key, self._keyset_key.view as keyset_key:
+            return type(self)(
+                self.db_id,
+                self.master_id,
+                SecretBytes.copy_of(mac_key),
+                SecretBytes.copy_of(keyset_key),
+            )
+
+    @property
+    def canary(self) -> SecretBytes:
+        """A secret that lives as long as these keys, and that a fork wipes."""
+        return self._mac_key
 
     def seal(self, keyset: Keyset) -> "Header":
         """Return the header row that carries ``keyset``."""

@@ -12,7 +12,6 @@ second process gets others; alone it would do for every file but a copy that is 
 """
 
 import os
-import threading
 import time
 from collections.abc import Callable
 from typing import Final
@@ -36,7 +35,7 @@ def fresh_uuid() -> bytes:
 
 
 class CounterLease:
-    """Hands out counters from durable leases.
+    """Hands out counters from durable leases. Not for several threads at once.
 
     Args:
         reserve: Reserves that many counters durably and returns the first of them.
@@ -44,23 +43,35 @@ class CounterLease:
 
     def __init__(self, reserve: Callable[[int], int]) -> None:
         self._reserve = reserve
-        self._lock = threading.Lock()
         self._next = 0
         self._end = 0
+
+    def provide(self, count: int) -> None:
+        """Make sure that the next ``count`` counters are taken from the lease that is there.
+
+        Args:
+            count: At most ``LEASE``.
+
+        Raises:
+            StoreUnavailableError: No lease could be made durable. Nothing may be sealed then.
+        """
+        if self._end - self._next < count:
+            start = self._reserve(LEASE)
+            self._next, self._end = start, start + LEASE
 
     def take(self, count: int) -> int:
         """Return the first of ``count`` consecutive counters that nobody else has.
 
         Raises:
-            StoreUnavailableError: No lease could be made durable. Nothing may be sealed then.
+            ValueError: ``count`` is more than ``LEASE``.
+            StoreUnavailableError: As for ``provide``.
         """
-        with self._lock:
-            if self._end - self._next < count:
-                start = self._reserve(LEASE)
-                self._next, self._end = start, start + LEASE
-            first = self._next
-            self._next += count
-            return first
+        if count > LEASE:
+            raise ValueError(f"at most {LEASE} counters at a time, not {count}")
+        self.provide(count)
+        first = self._next
+        self._next += count
+        return first
 
 
 def check_lease(start: int) -> None:

@@ -15,10 +15,12 @@ The token hides the name on disk; the name itself is inside the ciphertext, so t
 can give it back. The associated data ties a record to its row, its key and this format.
 """
 
-import hmac
 import struct
 from collections.abc import Iterable
 from typing import Final, NamedTuple
+
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.hmac import HMAC
 
 from ..errors import IntegrityError
 from ..keys.derivation import derive
@@ -40,6 +42,13 @@ class Row(NamedTuple):
     sealed: bytes
 
 
+class _Version(NamedTuple):
+    """A record key: its cipher, and the associated data of its records but for the token."""
+
+    cipher: ExtendedNonceCipher
+    aad: bytes
+
+
 class RecordKeys:
     """Seals and opens records under one generation of a keyset.
 
@@ -57,7 +66,7 @@ class RecordKeys:
         self._keyset = keyset
         by_code = {cipher.code: cipher for cipher in CIPHERS.values()}
         self._record_keys: list[SecretBytes] = []
-        self._ciphers: dict[int, ExtendedNonceCipher] = {}
+        self._versions: dict[int, _Version] = {}
         for entry in keyset.entries.values():
             if entry.purpose is not KeyPurpose.RECORD or entry.state is KeyState.DESTROYED:
                 continue
@@ -66,28 +75,25 @@ class RecordKeys:
             cipher = by_code[entry.cipher]
             record_key = derive(entry.key, salt=db_id, context="store/record/" + cipher.name)
             self._record_keys.append(record_key)
-            self._ciphers[entry.key_id] = cipher(record_key)
+            aad = struct.pack(">5sBI", b"SSDB\x01", cipher.code, entry.key_id)
+            self._versions[entry.key_id] = _Version(cipher(record_key), aad)
         with derive(keyset.name_index.key, salt=db_id, context="store/name") as key, key.view as k:
-            self._token_mac = _hmac_sha256(k)
+            self._token_mac = HMAC(k, SHA256())
 
     @property
     def cipher_name(self) -> str:
         """Name of the cipher that new records are sealed with."""
-        return self._ciphers[self.primary_id].name
-
-    def check(self) -> None:
-        """Raise StoreUnavailableError in a process forked from the one that opened the keys."""
-        self._keyset.name_index.key.check()
+        return self._versions[self.primary_id].cipher.name
 
     def knows(self, key_id: int) -> bool:
         """Tell whether this generation can open records of a key."""
-        return key_id in self._ciphers
+        return key_id in self._versions
 
     def token(self, name: bytes) -> bytes:
         """Return the 16 bytes that stand for a name on disk."""
         mac = self._token_mac.copy()
         mac.update(name)
-        return mac.digest()[:_TOKEN_BYTES]
+        return mac.finalize()[:_TOKEN_BYTES]
 
     def seal(
         self, pairs: Iterable[tuple[bytes, bytes]], uuid: bytes, first_counter: int
@@ -99,12 +105,13 @@ class RecordKeys:
             uuid: 16 bytes drawn for this call alone.
             first_counter: The first of as many leased counters as there are pairs.
         """
-        cipher, key_id = self._ciphers[self.primary_id], self.primary_id
+        key_id = self.primary_id
+        cipher, aad = self._versions[key_id]
         rows = []
         for number, (name, value) in enumerate(pairs, first_counter):
             counter, token = number.to_bytes(8), self.token(name)
             plain = b"\x01" + len(name).to_bytes(2) + name + value
-            sealed = cipher.encrypt(uuid + counter, plain, _aad(cipher, key_id, token))
+            sealed = cipher.encrypt(uuid + counter, plain, aad + token)
             rows.append(Row(token, key_id, counter + uuid + sealed))
         return rows
 
@@ -119,17 +126,17 @@ class RecordKeys:
         Raises:
             IntegrityError: The row is not what was written, or belongs to another name.
         """
-        cipher = self._ciphers.get(row.key_id)
-        if cipher is None or len(row.sealed) < _OVERHEAD:
+        token, key_id, sealed = row
+        version = self._versions.get(key_id)
+        if version is None or len(sealed) < _OVERHEAD:
             raise IntegrityError("A record failed its integrity check.")
-        sealed = row.sealed
         nonce = sealed[8:NONCE_BYTES] + sealed[:8]
-        plain = cipher.decrypt(nonce, sealed[NONCE_BYTES:], _aad(cipher, row.key_id, row.token))
+        plain = version.cipher.decrypt(nonce, sealed[NONCE_BYTES:], version.aad + token)
         length = int.from_bytes(plain[1:3])
         if plain[0] != 1 or len(plain) < 3 + length:
             raise IntegrityError("A record failed its integrity check.")
         name, value = plain[3 : 3 + length], plain[3 + length :]
-        if self.token(name) != row.token if expected is None else name != expected:
+        if self.token(name) != token if expected is None else name != expected:
             raise IntegrityError("A record failed its integrity check.")
         return name, value
 
@@ -137,19 +144,6 @@ class RecordKeys:
         """Wipe every key, and let go of what OpenSSL made of them."""
         for key in self._record_keys:
             key.close()
-        self._ciphers.clear()
+        self._versions.clear()
         del self._token_mac
         self._keyset.close()
-
-
-def _hmac_sha256(key: memoryview) -> hmac.HMAC:
-    """Return a MAC to copy for each name; OpenSSL keeps the key, this copy of it is wiped."""
-    copy = bytearray(key)
-    try:
-        return hmac.new(copy, digestmod="sha256")
-    finally:
-        copy[:] = bytes(len(copy))
-
-
-def _aad(cipher: ExtendedNonceCipher, key_id: int, token: bytes) -> bytes:
-    return struct.pack(">5sBI16s", b"SSDB\x01", cipher.code, key_id, token)

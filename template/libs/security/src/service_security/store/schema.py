@@ -64,6 +64,16 @@ def connect(path: Path, flags: int = apsw.SQLITE_OPEN_READWRITE) -> apsw.Connect
     return connection
 
 
+def connect_to_read(path: Path) -> apsw.Connection:
+    """Return a connection to an existing file that writes nothing into it.
+
+    Raises:
+        ConfigurationError: As for ``connect``.
+        apsw.Error: As for ``connect``.
+    """
+    return connect(path, apsw.SQLITE_OPEN_READONLY)
+
+
 def use_journal(connection: apsw.Connection, path: Path, mode: str) -> None:
     """Take a file into use: set the journal mode, which is stored in it.
 

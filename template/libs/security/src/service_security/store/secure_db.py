@@ -1,13 +1,11 @@
 """``SecureDb``: an embedded key-value store that shows neither names nor values on disk."""
 
 import os
-import threading
 import time
-import weakref
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
+from threading import get_ident
 from typing import Any, Final, Self
 
 import apsw
@@ -16,6 +14,7 @@ from .._files import exists
 from ..errors import (
     ConfigurationError,
     IntegrityError,
+    SecurityError,
     StoreUnavailableError,
     WrongKeyError,
 )
@@ -23,18 +22,34 @@ from ..keys.derivation import KEY_BYTES
 from ..secret_bytes import SecretBytes
 from .cipher import cipher_named
 from .creation import create
+from .group_commit import GroupCommit, Write
 from .header import Header, HeaderKeys
 from .nonce import LEASE, CounterLease, check_lease, fresh_uuid
 from .record import MAX_NAME_BYTES, MAX_VALUE_BYTES, RecordKeys, Row
-from .schema import check_tables, connect, use_journal
-from .sqlite_errors import translated, translation
+from .schema import check_tables, connect, connect_to_read, use_journal
+from .sqlite_errors import translated
+from .store_file import StoreFile
+
+TRANSACTION_RECORDS: Final = LEASE // 2
+"""The most records that one transaction stores: their counters are reserved before it begins."""
 
 _PAGE: Final = 256
-_UPSERT: Final = (
+_PAGE_BYTES: Final = 4 * 1024 * 1024
+_GENERATION: Final = "SELECT keyset_generation FROM header WHERE id = 1"
+_SELECT: Final = "SELECT key_id, sealed FROM record WHERE token = ?"
+_WRITE: Final = (
+    "INSERT INTO record (token, key_id, sealed) SELECT ?, ?, ? FROM header"
+    " WHERE id = 1 AND keyset_generation = ?"
+    " ON CONFLICT (token) DO UPDATE SET key_id = excluded.key_id, sealed = excluded.sealed"
+)
+_WRITE_MANY: Final = (
     "INSERT INTO record (token, key_id, sealed) VALUES (?, ?, ?)"
     " ON CONFLICT (token) DO UPDATE SET key_id = excluded.key_id, sealed = excluded.sealed"
 )
-_BATCH_BYTES: Final = 4 * 1024 * 1024
+_DELETE: Final = "DELETE FROM record WHERE token = ?"
+
+OnDamage = Callable[[int], None]
+"""Called with the position of a damaged record, which is then left out."""
 
 
 class SecureDb:
@@ -50,17 +65,16 @@ class SecureDb:
         connection: apsw.Connection,
         header_keys: HeaderKeys,
         keys: RecordKeys,
+        *,
+        read_only: bool = False,
     ) -> None:
-        self._path = path
-        self._connection = connection
         self._header_keys = header_keys
         self._keys = keys
+        self._read_only = read_only
+        self._file = StoreFile(path, connection, header_keys.canary)
+        self._transaction_thread: int | None = None
         self._counters = CounterLease(self._reserve_counters)
-        self._lock = threading.RLock()
-        self._session = _Session(self)
-        self._closed = False
-        self._write_failed = False
-        _open_stores.add(self)
+        self._writers = GroupCommit(self._file, self._commit)
 
     @classmethod
     def open(
@@ -70,6 +84,7 @@ class SecureDb:
         *,
         cipher: str = "xchacha20poly1305",
         clock: Callable[[], float] = time.time,
+        read_only: bool = False,
     ) -> Self:
         """Open a store, creating it if there is no file.
 
@@ -78,13 +93,16 @@ class SecureDb:
             master_key: 32 bytes. Used during this call only; the caller closes it.
             cipher: For a new store: ``xchacha20poly1305`` or ``aes256gcm``. A file keeps its own.
             clock: Gives Unix seconds, for the dates in the keyset.
+            read_only: Create nothing and refuse every write. Others may write meanwhile; on a
+                file system that is mounted read-only, nobody can.
 
         Raises:
             ConfigurationError: The key is not 32 bytes, or there is no such cipher.
             WrongKeyError: The key is not the one of this database.
             IntegrityError: The file is damaged, or is no encrypted store.
             UnsupportedFormatError: Another version of the library wrote it.
-            StoreUnavailableError: The file cannot be opened or written.
+            StoreUnavailableError: The file cannot be opened or written, or is to be read only and
+                is not there.
         """
         path = Path(path)
         chosen = cipher_named(cipher)
@@ -93,13 +111,16 @@ class SecureDb:
             translated(path),
             ExitStack() as undo,
         ):
-            if not exists(path):
-                create(path, master, chosen, clock)
-            connection = connect(path)
+            if read_only:
+                connection = connect_to_read(path)
+            else:
+                if not exists(path):
+                    create(path, master, chosen, clock)
+                connection = connect(path)
             undo.callback(connection.close)
             check_tables(connection, path)
             header = Header.read(connection)
-            header_keys = HeaderKeys(master, header.db_id)
+            header_keys = HeaderKeys.of(master, header.db_id)
             undo.callback(header_keys.close)
             try:
                 keys = RecordKeys(header_keys.open(header), header.db_id)
@@ -109,14 +130,25 @@ class SecureDb:
                     "made for it; the file is unchanged."
                 ) from None
             undo.callback(keys.close)
-            use_journal(connection, path, "wal")
+            if not read_only:
+                use_journal(connection, path, "wal")
             undo.pop_all()
-            return cls(path, connection, header_keys, keys)
+            return cls(path, connection, header_keys, keys, read_only=read_only)
+
+    @property
+    def path(self) -> Path:
+        """The database file."""
+        return self._file.path
 
     @property
     def cipher(self) -> str:
         """Name of the cipher that new records are sealed with."""
         return self._keys.cipher_name
+
+    @property
+    def read_only(self) -> bool:
+        """Whether every write is refused."""
+        return self._read_only
 
     def insert(self, name: bytes, value: bytes) -> bool:
         """Store ``value`` under ``name``, durably, replacing what was there.
@@ -134,7 +166,7 @@ class SecureDb:
             StoreUnavailableError: Nothing was written: busy, full, read-only, closed, forked, or
                 no nonce lease could be made durable.
         """
-        return self._write([_checked_pair(name, value)])
+        return self._write(Write((_checked_pair(name, value),)))
 
     def insert_many(self, pairs: Iterable[tuple[bytes, bytes]]) -> None:
         """Store pairs of name and value in one transaction: all of them or none.
@@ -151,7 +183,55 @@ class SecureDb:
         if len(checked) > LEASE:
             raise ValueError(f"at most {LEASE} records a call, not {len(checked)}")
         if checked:
-            self._write(checked)
+            self._write(Write(checked))
+
+    def remove(self, name: bytes) -> bool:
+        """Remove ``name``, durably. Returns False when it was not there.
+
+        Raises:
+            TypeError: ``name`` is not ``bytes``.
+            StoreUnavailableError: Nothing was removed, as for ``insert``.
+        """
+        if not isinstance(name, bytes):
+            raise TypeError("a record's name is bytes")
+        return self._write(Write(removed=name))
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Make the calls of a ``with`` block one transaction: all of its writes or none.
+
+        Until the block is left, other threads and processes can neither write nor see what was
+        written in it; an exception that leaves the block undoes it. Calls of the block belong to
+        the thread that began it.
+
+        Raises:
+            RuntimeError: This thread is in a transaction already.
+            ValueError: From a write in the block: more than 2**19 records.
+            StoreUnavailableError: Nothing was written: as for ``insert``, or because a call in
+                the block has failed on the file, even if its exception was caught.
+        """
+        self._file.refuse_fork()
+        with self._file.lock:
+            with self._file:
+                self._refuse_reader()
+                if self._transaction_thread is not None:
+                    raise RuntimeError("a transaction cannot begin in another one")
+                self._counters.provide(TRANSACTION_RECORDS)  # a lease is never taken in the block
+            try:
+                with self._file:
+                    self._file.begin()
+                    if self._generation() != self._keys.generation:
+                        self._reload_keys()
+                self._transaction_thread = get_ident()
+                yield
+                with self._file:
+                    self._file.commit()
+            except BaseException:
+                with suppress(SecurityError), self._file:
+                    self._file.roll_back()
+                raise
+            finally:
+                self._transaction_thread = None
 
     def get(self, name: bytes) -> bytes | None:
         """Return the value of ``name``, or None.
@@ -160,28 +240,17 @@ class SecureDb:
             IntegrityError: This record is damaged; others are not concerned.
             StoreUnavailableError: The file cannot be read, or the store is closed or forked.
         """
-        with self._session:
+        with self._file:
             token = self._keys.token(name)
-            found = self._connection.execute(
-                "SELECT key_id, sealed FROM record WHERE token = ?", (token,)
-            ).fetchone()
+            found: Any = self._file.connection.execute(_SELECT, (token,)).get
             if found is None:
                 return None
-            return self._open(Row(token, *found), name)[1]
+            key_id, sealed = found
+            return self._open(Row(token, key_id, sealed), name)[1]
 
-    def remove(self, name: bytes) -> bool:
-        """Remove ``name``, durably. Returns False when it was not there.
-
-        Raises:
-            StoreUnavailableError: Nothing was removed, as for ``insert``.
-        """
-        with self._session, self._transaction():
-            self._connection.execute(
-                "DELETE FROM record WHERE token = ?", (self._keys.token(name),)
-            )
-            return self._connection.changes() > 0
-
-    def page(self, after: int, limit: int) -> list[tuple[int, bytes, bytes]]:
+    def page(
+        self, after: int, limit: int, *, on_damage: OnDamage | None = None
+    ) -> list[tuple[int, bytes, bytes]]:
         """Return up to ``limit`` records as position, name and value.
 
         The order is stable and says nothing about the names. A record keeps its position when
@@ -190,19 +259,31 @@ class SecureDb:
         Args:
             after: Position of the last record of the page before; 0 for the first page.
             limit: Most records to return.
+            on_damage: Called with the position of each damaged record; the page goes on behind it.
 
         Raises:
             IntegrityError: A record of the page is damaged; the message has its position.
             StoreUnavailableError: The file cannot be read, or the store is closed or forked.
         """
-        with self._session:
-            rows = self._rows(after, limit)
-            return [(position, *self._open_at(position, row)) for position, row in rows]
+        found: list[tuple[int, bytes, bytes]] = []
+        while len(found) < limit:
+            wanted = limit - len(found)
+            with self._file:
+                rows = list(self._rows(after, wanted))
+                found += self._opened(rows, on_damage)
+            if len(rows) < wanted:
+                break
+            after = rows[-1][0]
+        return found
 
-    def items(self) -> Iterator[tuple[bytes, bytes]]:
+    def items(self, *, on_damage: OnDamage | None = None) -> Iterator[tuple[bytes, bytes]]:
         """Yield every name and value, in stable, unspecified order, reading page by page.
 
-        Records that are added or removed meanwhile may or may not be seen.
+        Records that are added or removed meanwhile may or may not be seen; a ``snapshot`` stands
+        still.
+
+        Args:
+            on_damage: Called with the position of each damaged record, which is left out.
 
         Raises:
             IntegrityError: The next record is damaged; all before it were given. The message has
@@ -211,14 +292,36 @@ class SecureDb:
         """
         position = 0
         while True:
-            with self._session:
-                rows = list(_up_to(_BATCH_BYTES, self._rows(position, _PAGE)))
+            with self._file:
+                rows = list(_up_to(_PAGE_BYTES, self._rows(position, _PAGE)))
             if not rows:
                 return
-            for position, row in rows:
-                with self._session:
-                    name_and_value = self._open_at(position, row)
-                yield name_and_value
+            for row in rows:
+                with self._file:
+                    opened = self._opened([row], on_damage)
+                for _, name, value in opened:
+                    yield name, value
+            position = rows[-1][0]
+
+    def snapshot(self) -> Self:
+        """Return a read-only store that shows this moment until it is closed.
+
+        It has a connection of its own: others write on, and what they write is not seen. The log
+        beside the file grows meanwhile, because what the snapshot sees has to stay in place.
+
+        Raises:
+            StoreUnavailableError: The file cannot be read, or the store is closed or forked.
+        """
+        with self._file, ExitStack() as undo:
+            connection = connect_to_read(self.path)
+            undo.callback(connection.close)
+            connection.execute("BEGIN")
+            header = Header.read(connection)  # from here on the transaction sees this moment
+            header_keys = self._header_keys.copy()
+            undo.callback(header_keys.close)
+            keys = RecordKeys(header_keys.open(header), header.db_id)
+            undo.pop_all()
+            return type(self)(self.path, connection, header_keys, keys, read_only=True)
 
     def count(self) -> int:
         """Return the number of records.
@@ -226,8 +329,8 @@ class SecureDb:
         Raises:
             StoreUnavailableError: The file cannot be read, or the store is closed or forked.
         """
-        with self._session:
-            number = self._connection.execute("SELECT count(*) FROM record").get
+        with self._file:
+            number = self._file.connection.execute("SELECT count(*) FROM record").get
             return number if isinstance(number, int) else 0
 
     def check(self) -> None:
@@ -239,9 +342,9 @@ class SecureDb:
             IntegrityError: The header is damaged.
             UnsupportedFormatError: Another version of the library has changed the format.
         """
-        with self._session:
-            self._refuse_after_failed_write()
-            self._header_keys.open(Header.read(self._connection)).close()
+        with self._file:
+            self._file.refuse_after_failed_write()
+            self._header_keys.open(Header.read(self._file.connection)).close()
 
     def flush(self) -> None:
         """Move the write-ahead log into the database file and empty it.
@@ -249,20 +352,23 @@ class SecureDb:
         Inserts are durable without it; it matters before the file is copied.
 
         Raises:
-            StoreUnavailableError: Another process reads or writes the file right now, a write has
-                failed before, or the store is closed or forked.
+            StoreUnavailableError: A snapshot or another process reads the file right now, a write
+                has failed before, or the store is read-only, closed or forked.
         """
-        with self._session:
-            self._refuse_after_failed_write()
+        with self._file:
+            self._refuse_reader()
+            self._file.refuse_after_failed_write()
             try:
-                result = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-            except apsw.IOError as error:
-                self._note_device_error(error)
+                result: Any = self._file.connection.execute(
+                    "PRAGMA wal_checkpoint(TRUNCATE)"
+                ).fetchone()
+            except apsw.IOError:
+                self._file.note_failed_write()
                 raise
             if result is None or result[0]:  # (busy, pages in the log, pages moved)
                 raise StoreUnavailableError(
-                    f"The log of {self._path} could not be emptied while another process reads "
-                    "it. Nothing is lost; try again."
+                    f"The log of {self.path} could not be emptied while a snapshot or another "
+                    "process reads it. Nothing is lost; try again."
                 )
 
     def hold(self) -> None:
@@ -271,21 +377,18 @@ class SecureDb:
         Raises:
             StoreUnavailableError: Another process has the file open.
         """
-        with self._session:
-            use_journal(self._connection, self._path, "delete")
-            self._connection.execute("BEGIN EXCLUSIVE")
+        with self._file:
+            use_journal(self._file.connection, self.path, "delete")
+            self._file.connection.execute("BEGIN EXCLUSIVE")
+            self._read_only = True
 
     def close(self) -> None:
         """Close the file and wipe the keys. Closing twice is allowed."""
-        with self._lock:
-            if self._closed:
+        with self._file.lock:
+            if self._file.closed:
                 return
-            self._closed = True
-            _open_stores.discard(self)
             try:
-                if not self._is_forked():  # else the fork has closed it
-                    with translated(self._path):
-                        self._connection.close()
+                self._file.close()
             finally:
                 self._keys.close()
                 self._header_keys.close()
@@ -297,148 +400,167 @@ class SecureDb:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<SecureDb {str(self._path)!r}{' (closed)' if self._closed else ''}>"
+        return f"<SecureDb {str(self.path)!r}{' (closed)' if self._file.closed else ''}>"
 
-    def _write(self, pairs: list[tuple[bytes, bytes]]) -> bool:
-        """Write pairs in one transaction; return whether the first name is new."""
-        with self._session:
-            while True:
-                # The lease is durable before BEGIN, and the uuid is drawn after the plaintext is
-                # fixed and used for this attempt only: a process restored twice from one snapshot
-                # would otherwise seal two plaintexts under one nonce.
-                counter = self._counters.take(len(pairs))
-                rows = self._keys.seal(pairs, fresh_uuid(), counter)
-                with self._transaction():
-                    # The write guard: under the write lock the keyset must be the one that the
-                    # rows were sealed under. Rows under an old key can then only become fewer,
-                    # which is what lets a rotation prove that none is left.
-                    generation, replaces = self._look_before_writing(rows[0].token)
-                    if generation == self._keys.generation:
-                        if len(rows) == 1:
-                            self._connection.execute(_UPSERT, rows[0])
-                        else:
-                            self._connection.executemany(_UPSERT, rows)
-                        return not replaces
-                self._reload_keys()
+    # Writing
 
-    def _look_before_writing(self, token: bytes) -> tuple[int, bool]:
-        """Return the generation of the keyset on disk, and whether there is a row of that token."""
-        row: Any = self._connection.execute(
-            "SELECT keyset_generation, EXISTS (SELECT 1 FROM record WHERE token = ?)"
-            " FROM header WHERE id = 1",
-            (token,),
-        ).fetchone()
-        return (row[0], bool(row[1])) if row else (-1, False)
+    def _write(self, write: Write) -> bool:
+        self._refuse_reader()
+        if self._transaction_thread == get_ident():
+            return self._write_in_transaction(write)
+        return self._writers.submit(write)
 
-    def _open(self, row: Row, name: bytes | None = None) -> tuple[bytes, bytes]:
-        if not self._keys.knows(row.key_id):
-            self._reload_keys()  # another process may have rotated
-        return self._keys.open(row, name)
+    def _write_in_transaction(self, write: Write) -> bool:
+        """Write without committing; the transaction began under the current keyset."""
+        with self._file:
+            self._file.refuse_failed_transaction()
+            self._execute(write, self._sealed(write.pairs))
+        return write.result
 
-    def _open_at(self, position: int, row: Row) -> tuple[bytes, bytes]:
+    def _refuse_reader(self) -> None:
+        if self._read_only:
+            raise StoreUnavailableError(f"{self.path} was opened for reading only.")
+
+    def _commit(self, group: Sequence[Write]) -> None:
+        """Make writes durable, all or none; the caller is alone on the file."""
+        self._file.refuse_after_failed_write()
+        pairs = [pair for write in group for pair in write.pairs]
         try:
-            return self._open(row)
-        except IntegrityError:
-            raise IntegrityError(f"Record {position} failed its integrity check.") from None
+            while True:
+                if self._apply(group, self._sealed(pairs)):
+                    return
+                self._reload_keys()
+        except apsw.IOError:
+            self._file.note_failed_write()
+            raise
+
+    def _sealed(self, pairs: Sequence[tuple[bytes, bytes]]) -> list[Row]:
+        if not pairs:
+            return []
+        # The lease is durable before the transaction, and the uuid is drawn after the plaintexts
+        # are fixed and used for this attempt only: a process restored twice from one snapshot
+        # would otherwise seal two plaintexts under one nonce.
+        counter = self._counters.take(len(pairs))
+        return self._keys.seal(pairs, fresh_uuid(), counter)
+
+    def _apply(self, group: Sequence[Write], rows: list[Row]) -> bool:
+        """Write sealed rows; return False, with nothing written, if their keys are not current.
+
+        This is the write guard: a row is written only while the keyset on disk is the one that
+        it was sealed under. Rows under an old key can then only become fewer, which is what lets
+        a rotation prove that none is left.
+        """
+        if len(group) == 1 and len(rows) <= 1:
+            # One statement is a transaction, and like BEGIN IMMEDIATE it locks before it looks.
+            write = group[0]
+            write.done = self._execute(write, rows)
+            return write.done
+        return self._apply_together(group, rows)
+
+    def _apply_together(self, group: Sequence[Write], rows: list[Row]) -> bool:
+        file = self._file
+        file.begin()
+        try:
+            if self._generation() != self._keys.generation:
+                file.roll_back()
+                return False
+            start = 0
+            for write in group:
+                end = start + len(write.pairs)
+                self._execute(write, rows[start:end])
+                start = end
+            for write in group:
+                write.done = True
+            file.commit()
+        except BaseException as error:
+            # An interrupt that arrives right behind the commit finds no transaction to undo.
+            if file.connection.in_transaction or isinstance(error, apsw.Error | SecurityError):
+                for write in group:
+                    write.done = False
+            file.roll_back()
+            raise
+        return True
+
+    def _execute(self, write: Write, rows: list[Row]) -> bool:
+        """Execute one write; return False if its row was sealed under another keyset."""
+        connection = self._file.connection
+        if write.removed is not None:
+            connection.execute(_DELETE, (self._keys.token(write.removed),))
+            write.result = connection.changes() > 0
+            return True
+        if len(rows) > 1:
+            connection.executemany(_WRITE_MANY, rows)
+            return True
+        connection.set_last_insert_rowid(0)  # stays so when a row is replaced
+        connection.execute(_WRITE, (*rows[0], self._keys.generation))
+        write.result = connection.last_insert_rowid() != 0
+        return connection.changes() > 0
+
+    def _generation(self) -> int:
+        """Return the generation of the keyset on disk."""
+        found = self._file.connection.execute(_GENERATION).get
+        return found if isinstance(found, int) else -1
+
+    def _reserve_counters(self, count: int) -> int:
+        file = self._file
+        if file.connection.in_transaction:
+            raise ValueError(f"at most {TRANSACTION_RECORDS} records a transaction")
+        try:
+            file.begin()
+            start = file.connection.execute("SELECT next FROM lease WHERE id = 1").get
+            if not isinstance(start, int):
+                raise IntegrityError(
+                    f"{self.path} has lost its nonce lease. Restore it from a backup."
+                )
+            check_lease(start)
+            file.connection.execute("UPDATE lease SET next = ? WHERE id = 1", (start + count,))
+            file.commit()
+        except BaseException as error:
+            file.roll_back()
+            if isinstance(error, apsw.IOError):
+                file.note_failed_write()
+            raise
+        return start
+
+    # Reading
 
     def _rows(self, after: int, limit: int) -> Iterator[tuple[int, Row]]:
-        rows: Any = self._connection.execute(
+        rows: Any = self._file.connection.execute(
             "SELECT id, token, key_id, sealed FROM record WHERE id > ? ORDER BY id LIMIT ?",
             (after, limit),
         )
         for position, token, key_id, sealed in rows:
             yield position, Row(token, key_id, sealed)
 
+    def _opened(
+        self, rows: Iterable[tuple[int, Row]], on_damage: OnDamage | None
+    ) -> list[tuple[int, bytes, bytes]]:
+        opened = []
+        for position, row in rows:
+            try:
+                opened.append((position, *self._open(row)))
+            except IntegrityError:
+                if on_damage is None:
+                    raise IntegrityError(f"Record {position} failed its integrity check.") from None
+                on_damage(position)
+        return opened
+
+    def _open(self, row: Row, name: bytes | None = None) -> tuple[bytes, bytes]:
+        if not self._keys.knows(row.key_id):
+            self._reload_keys()  # another process may have rotated
+        return self._keys.open(row, name)
+
     def _reload_keys(self) -> None:
-        header = Header.read(self._connection)
+        header = Header.read(self._file.connection)
         keyset = self._header_keys.open(header)
         if keyset.generation < self._keys.generation:
             keyset.close()
             raise IntegrityError(
-                f"The keyset of {self._path} went back to an older generation. "
+                f"The keyset of {self.path} went back to an older generation. "
                 "Restore the database from a backup."
             )
         old, self._keys = self._keys, RecordKeys(keyset, header.db_id)
         old.close()
-
-    def _reserve_counters(self, count: int) -> int:
-        with self._transaction():
-            row = self._connection.execute("SELECT next FROM lease WHERE id = 1").fetchone()
-            if row is None:
-                raise IntegrityError(
-                    f"{self._path} has lost its nonce lease. Restore it from a backup."
-                )
-            start: int = row[0]
-            check_lease(start)
-            self._connection.execute("UPDATE lease SET next = ? WHERE id = 1", (start + count,))
-        return start
-
-    def _is_forked(self) -> bool:
-        try:
-            self._keys.check()
-        except StoreUnavailableError:
-            return True
-        except ValueError:  # closed
-            return False
-        return False
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._refuse_after_failed_write()
-        try:
-            self._connection.execute("BEGIN IMMEDIATE")
-            yield
-            self._connection.execute("COMMIT")
-        except BaseException as error:
-            self._note_device_error(error)
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
-            raise
-
-    def _note_device_error(self, error: BaseException) -> None:
-        # After a failed fsync nobody knows what the disk holds, and a second fsync may report
-        # success for pages that were dropped. Only a new connection reads the truth.
-        self._write_failed |= isinstance(error, apsw.IOError)
-
-    def _refuse_after_failed_write(self) -> None:
-        if self._write_failed:
-            raise StoreUnavailableError(
-                f"A write to {self._path} failed on the device. Check the disk, then restart the "
-                "service; what was acknowledged before is kept."
-            )
-
-
-class _Session:
-    """One call: alone on the connection, open, not forked, with errors for people.
-
-    A class, because a generator would cost a read a tenth of its time.
-    """
-
-    __slots__ = ("_store",)
-
-    def __init__(self, store: SecureDb) -> None:
-        self._store = store
-
-    def __enter__(self) -> None:
-        store = self._store
-        if store._is_forked():  # asked before the lock, which another thread may have held then
-            raise StoreUnavailableError(
-                f"{store._path} was opened before a fork. Open it again in the child process."
-            )
-        store._lock.acquire()
-        if store._closed:
-            store._lock.release()
-            raise StoreUnavailableError(f"The store {store._path} is closed.")
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._store._lock.release()
-        if error is not None and (ours := translation(error, self._store._path)) is not None:
-            raise ours from None
 
 
 def _up_to(limit: int, rows: Iterable[tuple[int, Row]]) -> Iterator[tuple[int, Row]]:
@@ -474,39 +596,3 @@ def _checked_pair(name: bytes, value: bytes) -> tuple[bytes, bytes]:
     if len(value) > MAX_VALUE_BYTES:
         raise ValueError(f"a value has at most {MAX_VALUE_BYTES} bytes, not {len(value)}")
     return name, value
-
-
-# A fork copies the connections with the process. SQLite in the child then believes that it holds
-# locks which are the parent's alone: when the parent closes the file, it counts itself as the last
-# user and deletes the log, with whatever a store that the child has opened wrote there. And when
-# the child ends, its copy of the connection would do the same to the others. So the stores stand
-# still during a fork, and the child closes what it inherited at once, leaving the log alone.
-_open_stores: "weakref.WeakSet[SecureDb]" = weakref.WeakSet()
-_standing_still: list[SecureDb] = []
-
-
-def _before_fork() -> None:
-    for store in list(_open_stores):
-        store._lock.acquire()
-        _standing_still.append(store)
-
-
-def _after_fork_in_parent() -> None:
-    while _standing_still:
-        _standing_still.pop()._lock.release()
-
-
-def _after_fork_in_child() -> None:
-    while _standing_still:
-        store = _standing_still.pop()
-        store._connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
-        store._connection.close()
-        store._lock.release()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_before_fork,
-        after_in_parent=_after_fork_in_parent,
-        after_in_child=_after_fork_in_child,
-    )

@@ -1,0 +1,201 @@
+"""The open file of a store: one connection, one caller at a time, errors for people.
+
+Nothing here knows what the tables hold.
+"""
+
+import os
+import threading
+import weakref
+from pathlib import Path
+from types import TracebackType
+from typing import Final
+
+import apsw
+
+from ..errors import StoreUnavailableError
+from ..secret_bytes import SecretBytes
+from .sqlite_errors import translated, translation
+
+
+class StoreFile:
+    """A connection that is shared by threads. ``with`` it, the caller is alone on it.
+
+    A ``with`` block may stand inside another of the same thread.
+
+    Args:
+        path: The database file.
+        connection: To that file; taken over.
+        canary: A secret that a fork wipes. With it gone, the connection is not ours.
+
+    Raises:
+        StoreUnavailableError: On entering, that the file is closed, or this is a forked child; on
+            leaving, what SQLite said, as a sentence.
+        IntegrityError: On leaving, that SQLite found the file damaged.
+    """
+
+    def __init__(self, path: Path, connection: apsw.Connection, canary: SecretBytes) -> None:
+        self.path: Final = path
+        self.connection = connection
+        self.lock: Final = threading.RLock()
+        self._check_canary = canary.check
+        self._closed = False
+        self._write_failed = False
+        self._statement_failed = False
+        _open_files.add(self)
+
+    @property
+    def closed(self) -> bool:
+        """Whether ``close`` was called."""
+        return self._closed
+
+    def __enter__(self) -> None:
+        try:
+            self._check_canary()  # before the lock, which another thread may have held at the fork
+        except (StoreUnavailableError, ValueError):
+            self.refuse_fork()
+        self.lock.acquire()
+        if self._closed:
+            self.lock.release()
+            self._refuse_closed()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.lock.release()
+        if error is not None and (ours := translation(error, self.path)) is not None:
+            self._statement_failed = True
+            raise ours from None
+
+    def begin(self) -> None:
+        """Begin a write transaction, waiting for other processes.
+
+        Raises:
+            StoreUnavailableError: A write has failed on the device before.
+        """
+        self.refuse_after_failed_write()
+        self._statement_failed = False
+        self.connection.execute("BEGIN IMMEDIATE")
+
+    def commit(self) -> None:
+        """Make the transaction durable.
+
+        Raises:
+            StoreUnavailableError: A statement in it has failed; nothing of it is written.
+        """
+        # After some errors SQLite has rolled back by itself, and what followed was no longer one
+        # transaction. A caller that caught the error must not end with half of its work written.
+        if self._statement_failed or not self.connection.in_transaction:
+            raise StoreUnavailableError(
+                f"A call in this transaction on {self.path} failed, so nothing of it was written."
+            )
+        try:
+            self.connection.execute("COMMIT")
+        except apsw.IOError:
+            self.note_failed_write()
+            raise
+
+    def roll_back(self) -> None:
+        """Undo the transaction, unless SQLite has done so already."""
+        if self.connection.in_transaction:
+            self.connection.execute("ROLLBACK")
+
+    def refuse_failed_transaction(self) -> None:
+        """Refuse a write in a transaction in which a statement has failed.
+
+        Raises:
+            StoreUnavailableError: One has.
+        """
+        if self._statement_failed:
+            raise StoreUnavailableError(
+                f"An earlier call in this transaction on {self.path} failed. Begin a new one."
+            )
+
+    def note_failed_write(self) -> None:
+        """Remember that a write has failed on the device."""
+        # After a failed fsync nobody knows what the disk holds, and a second fsync may report
+        # success for pages that were dropped. Only a new connection reads the truth.
+        self._write_failed = True
+
+    def refuse_after_failed_write(self) -> None:
+        """Refuse to go on after an error of the device.
+
+        Raises:
+            StoreUnavailableError: There was one.
+        """
+        if self._write_failed:
+            raise StoreUnavailableError(
+                f"A write to {self.path} failed on the device. Check the disk, then restart the "
+                "service; what was acknowledged before is kept."
+            )
+
+    def refuse_fork(self) -> None:
+        """Refuse a process that was forked from the one that opened the file.
+
+        Raises:
+            StoreUnavailableError: This is one, or the file is closed.
+        """
+        try:
+            self._check_canary()
+        except StoreUnavailableError:
+            raise StoreUnavailableError(
+                f"{self.path} was opened before a fork. Open it again in the child process."
+            ) from None
+        except ValueError:
+            self._refuse_closed()
+
+    def close(self) -> bool:
+        """Close the connection; return False when it was closed before."""
+        with self.lock:
+            if self._closed:
+                return False
+            self._closed = True
+            _open_files.discard(self)
+            try:
+                self._check_canary()
+            except StoreUnavailableError:
+                return True  # the fork has closed it
+            with translated(self.path):
+                self.connection.close()
+            return True
+
+    def _refuse_closed(self) -> None:
+        raise StoreUnavailableError(f"The store {self.path} is closed.")
+
+
+# A fork copies the connections with the process. SQLite in the child then believes that it holds
+# locks which are the parent's alone: when the parent closes the file, it counts itself as the last
+# user and deletes the log, with whatever a store that the child has opened wrote there. And when
+# the child ends, its copy of the connection would do the same to the others. So the files stand
+# still during a fork, and the child closes what it inherited at once, leaving the log alone.
+_open_files: "weakref.WeakSet[StoreFile]" = weakref.WeakSet()
+_standing_still: list[StoreFile] = []
+
+
+def _before_fork() -> None:
+    for file in list(_open_files):
+        file.lock.acquire()
+        _standing_still.append(file)
+
+
+def _after_fork_in_parent() -> None:
+    while _standing_still:
+        _standing_still.pop().lock.release()
+
+
+def _after_fork_in_child() -> None:
+    while _standing_still:
+        file = _standing_still.pop()
+        file.connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+        file.connection.close()
+        file.lock.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_before_fork,
+        after_in_parent=_after_fork_in_parent,
+        after_in_child=_after_fork_in_child,
+    )
