@@ -26,7 +26,7 @@ from unittest.mock import patch
 import apsw
 from service_security import secret_bytes
 from service_security.errors import StoreUnavailableError
-from service_security.store import SecureDb, secure_db
+from service_security.store import SecureDb, writer
 from service_security.store.record import RecordKeys
 from service_security.store.schema import connect
 
@@ -173,11 +173,11 @@ def observe(journal: Journal) -> None:
 def weaken(scheme: str) -> None:
     """Take one of the library's two defences away, or both."""
     if scheme == "uuid-per-open":
-        patch.object(secure_db, "fresh_uuid", os.urandom(16).__bytes__).start()
+        patch.object(writer, "fresh_uuid", os.urandom(16).__bytes__).start()
     if scheme in ("lease-alone", "neither"):
-        patch.object(secure_db, "fresh_uuid", bytes(16).__bytes__).start()
+        patch.object(writer, "fresh_uuid", bytes(16).__bytes__).start()
     if scheme in ("uuid-alone", "neither"):
-        patch.object(SecureDb, "_reserve_counters", lambda _store, _count: 0).start()
+        patch.object(writer.Writer, "_reserve_counters", lambda _store, _count: 0).start()
 
 
 def open_store(scheme: str, database: Path, cipher: str, journal: Journal) -> Store:

@@ -27,8 +27,8 @@ class Writers:
         self.hook: Callable[[Sequence[Write]], None] = lambda _: None
         self._threads: list[threading.Thread] = []
         self._go_on, self._is_held = threading.Event(), threading.Event()
-        self._commit = store._writers._commit
-        store._writers._commit = self._observed
+        self._commit = store._writer._queue._commit
+        store._writer._queue._commit = self._observed
 
     def _observed(self, group: Sequence[Write]) -> None:
         names = [write.pairs[0][0] if write.pairs else write.removed or b"" for write in group]
@@ -73,9 +73,9 @@ class Writers:
 
     def follow_with(self, name: bytes, call: Callable[[], object]) -> None:
         """Start a call, and return when it waits."""
-        waiting = len(self.store._writers._waiting)
+        waiting = len(self.store._writer._queue._waiting)
         self.start(name, call)
-        until(lambda: len(self.store._writers._waiting) == waiting + 1)
+        until(lambda: len(self.store._writer._queue._waiting) == waiting + 1)
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -146,15 +146,15 @@ def test_a_group_of_writers_with_an_old_keyset_seals_again(
     other = open_store()
     with writers.behind_a_leader():
         writers.follow(b"a", b"b", b"c")
-        keyset = other._keys._keyset
+        keyset = other._keys.record._keyset
         keyset.generation += 1
-        header = other._header_keys.seal(keyset)
+        header = other._keys.header.seal(keyset)
         other._file.connection.execute(
             "UPDATE header SET keyset_generation = ?, keyset = ?, mac = ?",
             (header.keyset_generation, header.keyset, header.mac),
         )
     assert writers.outcomes[b"c"] is True
-    assert writers.store._keys.generation == 2
+    assert writers.store._keys.record.generation == 2
     assert other.get(b"c") == b"c"
 
 
@@ -189,7 +189,7 @@ def test_an_error_in_the_middle_of_a_group_leaves_nothing_of_it_behind(
 ) -> None:
     """The group is undone as a whole before its writes are tried alone."""
     store, seen = writers.store, []
-    execute = store._execute
+    execute = store._writer._execute
 
     def fails_once(write: Write, rows: Any) -> bool:
         seen.append(write.pairs[0][0])
@@ -197,7 +197,7 @@ def test_an_error_in_the_middle_of_a_group_leaves_nothing_of_it_behind(
             raise apsw.FullError("database or disk is full")
         return execute(write, rows)
 
-    monkeypatch.setattr(store, "_execute", fails_once)
+    monkeypatch.setattr(store._writer, "_execute", fails_once)
     with writers.behind_a_leader():
         writers.follow(b"a", b"b", b"c")
     assert seen == [b"leader", b"a", b"b", b"a", b"b", b"c"]
@@ -274,7 +274,7 @@ class InterruptedSleep(Write):
 
 
 def test_a_follower_that_stops_waiting_is_not_written(writers: Writers) -> None:
-    queue = writers.store._writers
+    queue = writers.store._writer._queue
     cancel = threading.Event()
     write = InterruptedSleep(b"b", lambda _: cancel.is_set())
     with writers.behind_a_leader():
@@ -291,7 +291,7 @@ def test_a_follower_that_stops_waiting_is_not_written(writers: Writers) -> None:
 def test_a_follower_that_stops_waiting_as_it_is_to_lead_passes_the_lead_on(
     writers: Writers,
 ) -> None:
-    queue = writers.store._writers
+    queue = writers.store._writer._queue
     write = InterruptedSleep(b"a", lambda own: queue._leader is own)
     with writers.behind_a_leader():
         writers.follow_with(b"a", lambda: queue.submit(write))
@@ -305,7 +305,7 @@ def test_a_follower_that_stops_waiting_as_it_is_to_lead_passes_the_lead_on(
 def test_a_follower_that_stops_waiting_while_it_is_committed_disturbs_nobody(
     writers: Writers,
 ) -> None:
-    queue = writers.store._writers
+    queue = writers.store._writer._queue
     write = InterruptedSleep(b"b", lambda own: own not in queue._waiting)
     writers.hook = lambda group: until(lambda: len(group) == 1 or b"b" in writers.outcomes)
     with writers.behind_a_leader():
@@ -320,7 +320,7 @@ def test_a_follower_that_stops_waiting_while_it_is_committed_disturbs_nobody(
 
 def test_a_follower_that_left_is_not_put_back_by_an_interrupted_leader(writers: Writers) -> None:
     """It would be handed the lead, with nobody there to take it."""
-    queue = writers.store._writers
+    queue = writers.store._writer._queue
     write = InterruptedSleep(b"b", lambda own: own not in queue._waiting)
 
     def hook(group: Sequence[Write]) -> None:
@@ -359,7 +359,7 @@ def test_a_transaction_of_one_thread_keeps_the_others_waiting(writers: Writers) 
             writers.start(name, partial(store.insert, name, b"2"))
             for name in (b"inside", b"b", b"c", b"d")
         ]
-        until(lambda: len(store._writers._waiting) == 3)
+        until(lambda: len(store._writer._queue._waiting) == 3)
         assert store.get(b"inside") == b"1"
         store.remove(b"inside")
     for thread in threads:
@@ -407,6 +407,6 @@ def test_control_a_queue_that_commits_nothing_is_noticed(store: SecureDb) -> Non
         for write in group:
             write.done = True
 
-    store._writers = GroupCommit(store._file, forget)
+    store._writer._queue = GroupCommit(store._file, forget)
     store.insert(b"name", b"value")
     assert store.get(b"name") is None

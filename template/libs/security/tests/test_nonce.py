@@ -86,7 +86,7 @@ def test_a_write_without_a_durable_lease_is_refused(
     def fail(_: int) -> int:
         raise StoreUnavailableError("no lease")
 
-    monkeypatch.setattr(store._counters, "_reserve", fail)
+    monkeypatch.setattr(store._writer._counters, "_reserve", fail)
     with pytest.raises(StoreUnavailableError):
         store.insert(b"name", b"value")
     assert store.count() == 0

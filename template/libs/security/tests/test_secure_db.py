@@ -88,7 +88,7 @@ def test_a_file_keeps_its_cipher(database: Path) -> None:
 def test_closing_wipes_the_keys(store: SecureDb) -> None:
     store.insert(b"name", b"value")
     row: Any = store._file.connection.execute("SELECT token, key_id, sealed FROM record").fetchone()
-    keys = store._keys
+    keys = store._keys.record
     store.close()
     for entry in keys._keyset.entries.values():
         with pytest.raises(ValueError, match="closed"):
@@ -218,9 +218,9 @@ def test_a_record_under_another_token_is_refused_although_it_was_sealed_for_it(
     store: SecureDb, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The name inside is checked by itself, not only by the associated data."""
-    other = store._keys.token(b"other")
+    other = store._keys.record.token(b"other")
     with monkeypatch.context() as patch:
-        patch.setattr(store._keys, "token", lambda _: other)
+        patch.setattr(store._keys.record, "token", lambda _: other)
         store.insert(b"name", b"value")
     with pytest.raises(IntegrityError):
         store.get(b"other")
@@ -231,14 +231,14 @@ def test_a_record_under_another_token_is_refused_although_it_was_sealed_for_it(
 def test_a_record_of_another_name_is_refused_although_both_have_one_token(
     store: SecureDb, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store._keys, "token", lambda _: bytes(16))
+    monkeypatch.setattr(store._keys.record, "token", lambda _: bytes(16))
     store.insert(b"name", b"value")
     with pytest.raises(IntegrityError):
         store.get(b"other")
 
 
 def test_a_header_whose_generation_is_not_the_keysets_is_refused(store: SecureDb) -> None:
-    keys = store._header_keys
+    keys = store._keys.header
     good = Header.read(store._file.connection)
     forged = replace(good, keyset_generation=2)
     forged = replace(forged, mac=keys._mac(forged))
@@ -263,6 +263,38 @@ def _until_damage(store: SecureDb) -> Iterator[tuple[bytes, bytes]]:
         yield from store.items()
     except IntegrityError:
         return
+
+
+def test_damaged_records_are_left_out_where_somebody_is_told(store: SecureDb) -> None:
+    store.insert_many((b"%d" % number, b"") for number in range(900))
+    for position in (1, 5, 256, 257, 900):
+        store._file.connection.execute(
+            "UPDATE record SET sealed = zeroblob(60) WHERE id = ?", (position,)
+        )
+    told: list[int] = []
+    whole = [b"%d" % number for number in range(900) if number + 1 not in (1, 5, 256, 257, 900)]
+    assert [name for name, _ in store.items(on_damage=told.append)] == whole
+    assert told == [1, 5, 256, 257, 900]
+
+
+def test_a_page_goes_on_behind_damaged_records_until_it_is_full(store: SecureDb) -> None:
+    store.insert_many((b"%d" % number, b"") for number in range(9))
+    store._file.connection.execute("UPDATE record SET sealed = zeroblob(60) WHERE id IN (2, 3, 4)")
+    told: list[int] = []
+    positions, page = [], store.page(0, 3, on_damage=told.append)
+    while page:
+        positions.append([position for position, _, _ in page])
+        page = store.page(page[-1][0], 3, on_damage=told.append)
+    assert positions == [[1, 5, 6], [7, 8, 9]]
+    assert told == [2, 3, 4]
+
+
+def test_who_is_told_of_damage_may_write(store: SecureDb) -> None:
+    store.insert_many((b"%d" % number, b"") for number in range(9))
+    store._file.connection.execute("UPDATE record SET sealed = zeroblob(60) WHERE id IN (2, 3)")
+    note = lambda position: store.insert(b"damaged %d" % position, b"")  # noqa: E731
+    assert len(list(store.items(on_damage=note))) >= 7
+    assert len(store.page(0, 100, on_damage=note)) == 9
 
 
 def test_a_format_that_changes_under_an_open_store_is_named(
@@ -450,7 +482,7 @@ def test_after_a_device_error_writes_are_refused_until_reopened(
         raise apsw.IOError("fsync failed")
 
     with monkeypatch.context() as patch:
-        patch.setattr(store, "_execute", fail)
+        patch.setattr(store._writer, "_execute", fail)
         with pytest.raises(StoreUnavailableError):
             store.insert(b"lost", b"value")
     for write in (
@@ -483,7 +515,7 @@ def test_a_write_that_fails_in_the_middle_leaves_no_transaction_open(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(store, "_execute", interrupt)
+        patch.setattr(store._writer, "_execute", interrupt)
         with pytest.raises(KeyboardInterrupt):
             store.insert_many([(b"name", b"value"), (b"other", b"value")])
     assert not store._file.connection.in_transaction
@@ -578,9 +610,9 @@ def test_paths_that_cannot_be_are_refused_with_a_sentence(tmp_path: Path, path: 
 
 def _next_generation(store: SecureDb) -> None:
     """Write the same keys as the next generation, as a rotation in another process would."""
-    keyset = store._keys._keyset
+    keyset = store._keys.record._keyset
     keyset.generation += 1
-    header = store._header_keys.seal(keyset)
+    header = store._keys.header.seal(keyset)
     store._file.connection.execute(
         "UPDATE header SET keyset_generation = ?, keyset = ?, mac = ?",
         (header.keyset_generation, header.keyset, header.mac),
@@ -593,7 +625,7 @@ def test_a_writer_that_holds_an_older_keyset_seals_again(open_store: Opener) -> 
     stale.insert(b"one", b"1")
     _next_generation(other)
     assert stale.insert(b"two", b"2")
-    assert stale._keys.generation == 2
+    assert stale._keys.record.generation == 2
     assert other.get(b"two") == b"2"
 
 

@@ -1,0 +1,58 @@
+"""The keys of an open store, which another process may replace by a new generation."""
+
+from pathlib import Path
+
+import apsw
+
+from ..errors import IntegrityError
+from .header import Header, HeaderKeys
+from .record import RecordKeys
+
+
+class CurrentKeys:
+    """The record keys in use, and what it takes to load the next generation of them.
+
+    Args:
+        header_keys: Taken over.
+        record: The record keys of the header as it is now; taken over.
+        path: The database file, for messages.
+    """
+
+    def __init__(self, header_keys: HeaderKeys, record: RecordKeys, path: Path) -> None:
+        self.header = header_keys
+        self.record = record
+        self._path = path
+
+    def reload(self, connection: apsw.Connection) -> None:
+        """Load the keyset that is in the database now.
+
+        Raises:
+            IntegrityError: The header is damaged, or its keyset is older than the one in use.
+            UnsupportedFormatError: Another version of the library wrote it.
+        """
+        header = Header.read(connection)
+        keyset = self.header.open(header)
+        if keyset.generation < self.record.generation:
+            keyset.close()
+            raise IntegrityError(
+                f"The keyset of {self._path} went back to an older generation. "
+                "Restore the database from a backup."
+            )
+        old, self.record = self.record, RecordKeys(keyset, header.db_id)
+        old.close()
+
+    def that_know(self, key_id: int, connection: apsw.Connection) -> RecordKeys:
+        """Return the record keys; a key that they do not have may be of a newer generation.
+
+        Raises:
+            IntegrityError: As for ``reload``.
+            UnsupportedFormatError: As for ``reload``.
+        """
+        if not self.record.knows(key_id):
+            self.reload(connection)
+        return self.record
+
+    def close(self) -> None:
+        """Wipe every key."""
+        self.record.close()
+        self.header.close()
