@@ -14,9 +14,7 @@ OnDamage = Callable[[int], None]
 _PAGE: Final = 256
 _PAGE_BYTES: Final = 4 * 1024 * 1024
 _SELECT: Final = "SELECT key_id, sealed FROM record WHERE token = ?"
-_SELECT_PAGE: Final = (
-    "SELECT id, token, key_id, sealed FROM record WHERE id > ? ORDER BY id LIMIT ?"
-)
+SELECT_PAGE: Final = "SELECT id, token, key_id, sealed FROM record WHERE id > ? ORDER BY id LIMIT ?"
 
 
 class Reader:
@@ -80,7 +78,7 @@ class Reader:
             return number if isinstance(number, int) else 0
 
     def _rows(self, after: int, limit: int) -> Iterator[tuple[int, Row]]:
-        rows: Any = self._file.connection.execute(_SELECT_PAGE, (after, limit))
+        rows: Any = self._file.connection.execute(SELECT_PAGE, (after, limit))
         for position, token, key_id, sealed in rows:
             yield position, Row(token, key_id, sealed)
 

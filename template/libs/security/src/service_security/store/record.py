@@ -128,7 +128,10 @@ class RecordKeys:
         """
         token, key_id, sealed = row
         version = self._versions.get(key_id)
-        if version is None or len(sealed) < _OVERHEAD:
+        # A damaged page may give a value of any type, whatever the table says of its columns.
+        if version is None or type(token) is not bytes or type(sealed) is not bytes:
+            raise IntegrityError("A record failed its integrity check.")
+        if len(sealed) < _OVERHEAD:
             raise IntegrityError("A record failed its integrity check.")
         nonce = sealed[8:NONCE_BYTES] + sealed[:8]
         plain = version.cipher.decrypt(nonce, sealed[NONCE_BYTES:], version.aad + token)

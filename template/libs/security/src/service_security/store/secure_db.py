@@ -28,6 +28,7 @@ from .record import MAX_NAME_BYTES, MAX_VALUE_BYTES, RecordKeys
 from .schema import check_tables, connect, connect_to_read, use_journal
 from .sqlite_errors import translated
 from .store_file import StoreFile
+from .verification import Verification, verify
 from .writer import Writer
 
 
@@ -259,6 +260,22 @@ class SecureDb:
             StoreUnavailableError: The file cannot be read, or the store is closed or forked.
         """
         return self._reader.count()
+
+    def verify(
+        self, progress: Callable[[int, int], None] = lambda _done, _all: None
+    ) -> Verification:
+        """Read every record, and tell which are damaged; the others stay readable.
+
+        Args:
+            progress: Called now and then with the number of records read and the number of all.
+
+        Raises:
+            IntegrityError: The header is damaged: without its keys no record can be read.
+            UnsupportedFormatError: Another version of the library has changed the format.
+            StoreUnavailableError: The file cannot be read, or the store is closed or forked.
+        """
+        with self.snapshot() as snapshot, snapshot._file:
+            return verify(snapshot._file.connection, snapshot._keys, progress)
 
     def check(self) -> None:
         """Read the header, to see that the file is there and still belongs to these keys.
