@@ -24,7 +24,6 @@ from service_security.errors import (
 from service_security.secret_bytes import SecretBytes
 from service_security.store import SecureDb, schema, secure_db
 from service_security.store.header import Header
-from service_security.store.record import Row
 
 
 def _sql(database: Path, statement: str, *arguments: Any) -> list[Any]:
@@ -94,7 +93,7 @@ def test_closing_wipes_the_keys(store: SecureDb) -> None:
         with pytest.raises(ValueError, match="closed"):
             entry.key.check()
     with pytest.raises(IntegrityError):  # not even with what OpenSSL had made of the keys
-        keys.open(Row(*row))
+        keys.open(*row)
 
 
 # Files

@@ -48,7 +48,7 @@ class CurrentKeys:
             IntegrityError: As for ``reload``.
             UnsupportedFormatError: As for ``reload``.
         """
-        if not self.record.knows(key_id):
+        if key_id not in self.record.key_ids:
             self.reload(connection)
         return self.record
 

@@ -39,7 +39,7 @@ class Reader:
                 return None
             key_id, sealed = found
             keys = self._keys.that_know(key_id, connection)
-            return keys.open(Row(token, key_id, sealed), name)[1]
+            return keys.open(token, key_id, sealed, name)[1]
 
     def page(
         self, after: int, limit: int, on_damage: OnDamage | None
@@ -86,7 +86,7 @@ class Reader:
         """Return a record as position, name and value; of a damaged one the position."""
         keys = self._keys.that_know(row.key_id, self._file.connection)
         try:
-            return (position, *keys.open(row))
+            return (position, *keys.open(*row))
         except IntegrityError:
             return position
 

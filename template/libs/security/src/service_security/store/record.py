@@ -77,6 +77,8 @@ class RecordKeys:
             self._record_keys.append(record_key)
             aad = struct.pack(">5sBI", b"SSDB\x01", cipher.code, entry.key_id)
             self._versions[entry.key_id] = _Version(cipher(record_key), aad)
+        self.key_ids = frozenset(self._versions)
+        """The keys that this generation can open records of."""
         with derive(keyset.name_index.key, salt=db_id, context="store/name") as key, key.view as k:
             self._token_mac = HMAC(k, SHA256())
 
@@ -84,10 +86,6 @@ class RecordKeys:
     def cipher_name(self) -> str:
         """Name of the cipher that new records are sealed with."""
         return self._versions[self.primary_id].cipher.name
-
-    def knows(self, key_id: int) -> bool:
-        """Tell whether this generation can open records of a key."""
-        return key_id in self._versions
 
     def token(self, name: bytes) -> bytes:
         """Return the 16 bytes that stand for a name on disk."""
@@ -115,26 +113,30 @@ class RecordKeys:
             rows.append(Row(token, key_id, counter + uuid + sealed))
         return rows
 
-    def open(self, row: Row, expected: bytes | None = None) -> tuple[bytes, bytes]:
+    def open(
+        self, token: bytes, key_id: int, sealed: bytes, expected: bytes | None = None
+    ) -> tuple[bytes, bytes]:
         """Return the name and value of a row.
 
         Args:
-            row: As the table holds it.
+            token: As the table holds it, as the others.
+            key_id: Which key sealed it.
+            sealed: Nonce, ciphertext and tag.
             expected: The name that was asked for, where the row was found by its token. Without
                 it, the token is made again from the name inside.
 
         Raises:
             IntegrityError: The row is not what was written, or belongs to another name.
         """
-        token, key_id, sealed = row
         version = self._versions.get(key_id)
         # A damaged page may give a value of any type, whatever the table says of its columns.
         if version is None or type(token) is not bytes or type(sealed) is not bytes:
             raise IntegrityError("A record failed its integrity check.")
         if len(sealed) < _OVERHEAD:
             raise IntegrityError("A record failed its integrity check.")
+        cipher, aad = version
         nonce = sealed[8:NONCE_BYTES] + sealed[:8]
-        plain = version.cipher.decrypt(nonce, sealed[NONCE_BYTES:], version.aad + token)
+        plain = cipher.decrypt(nonce, sealed[NONCE_BYTES:], aad + token)
         length = int.from_bytes(plain[1:3])
         if plain[0] != 1 or len(plain) < 3 + length:
             raise IntegrityError("A record failed its integrity check.")

@@ -140,7 +140,7 @@ def _rows_out_of_order(connection: apsw.Connection) -> Iterator[tuple[int, objec
 
 def _opens(row: Row, keys: CurrentKeys) -> bool:
     try:
-        keys.record.open(row)
+        keys.record.open(*row)
     except IntegrityError:
         return False
     return True
