@@ -113,8 +113,11 @@ class ExtendedNonceCipher(ABC):
             plaintext: At most 2**36 bytes.
             aad: Bytes that are authenticated with it and not stored.
         """
-        aead, rest = self._inner(nonce)
-        return aead.encrypt(rest, plaintext, aad)
+        if len(nonce) != NONCE_BYTES:
+            raise _wrong_length(nonce)
+        front = nonce[: self._front]
+        aead = self._aeads.get(front) or self._new_aead(front)
+        return aead.encrypt(self._fill + nonce[self._front :], plaintext, aad)
 
     def decrypt(self, nonce: bytes, sealed: bytes, aad: bytes) -> bytes:
         """Return the plaintext.
@@ -122,23 +125,21 @@ class ExtendedNonceCipher(ABC):
         Raises:
             IntegrityError: Nonce, ciphertext, tag or associated data are not what was sealed.
         """
-        aead, rest = self._inner(nonce)
+        if len(nonce) != NONCE_BYTES:
+            raise _wrong_length(nonce)
+        front = nonce[: self._front]
+        aead = self._aeads.get(front) or self._new_aead(front)
         try:
-            return aead.decrypt(rest, sealed, aad)
+            return aead.decrypt(self._fill + nonce[self._front :], sealed, aad)
         except InvalidTag:
             raise IntegrityError("A record failed its integrity check.") from None
 
-    def _inner(self, nonce: bytes) -> tuple[_Aead, bytes]:
-        """Return the AEAD under the nonce's subkey, and the 12-byte nonce for it."""
-        if len(nonce) != NONCE_BYTES:
-            raise ValueError(f"a nonce has {NONCE_BYTES} bytes, not {len(nonce)}")
-        front = nonce[: self._front]
-        aead = self._aeads.get(front)
-        if aead is None:
-            if len(self._aeads) >= _CACHED_SUBKEYS:
-                self._aeads.clear()
-            aead = self._aeads[front] = self._subkey(front)
-        return aead, self._fill + nonce[self._front :]
+    def _new_aead(self, front: bytes) -> _Aead:
+        """Return the AEAD under the subkey of a nonce's front, and keep it."""
+        if len(self._aeads) >= _CACHED_SUBKEYS:
+            self._aeads.clear()
+        aead = self._aeads[front] = self._subkey(front)
+        return aead
 
     @abstractmethod
     def _subkey_function(self, key: SecretBytes) -> Callable[[bytes], _Aead]: ...
@@ -192,6 +193,10 @@ class Xaes256Gcm(ExtendedNonceCipher):
             return made
 
         return aead
+
+
+def _wrong_length(nonce: bytes) -> ValueError:
+    return ValueError(f"a nonce has {NONCE_BYTES} bytes, not {len(nonce)}")
 
 
 CIPHERS: Final[dict[str, type[ExtendedNonceCipher]]] = {
