@@ -158,13 +158,16 @@ def test_options_of_copier_are_known_to_it() -> None:
 
 
 def test_options_of_the_library_are_known_to_it() -> None:
-    source = (ROOT / "template/libs/security/src/service_security/cli.py").read_text(encoding="utf-8")
+    package = ROOT / "template/libs/security/src/service_security"
+    parts = ("cli.py", "store/command.py")
+    source = "".join((package / part).read_text(encoding="utf-8") for part in parts)
+    known = r"--[a-z-]+|db|init|info|verify|backup|restore|import|export"
     found = 0
     for words in (words for document in DOCUMENTS for words in commands(ROOT / document)):
         if "service_security" in words:
             found += 1
             after = words[words.index("service_security") + 1 :]
-            expected = [word for word in after if re.fullmatch(r"--[a-z-]+|db|init|import|export", word)]
+            expected = [word for word in after if re.fullmatch(known, word)]
             assert [word for word in expected if f'"{word}"' not in source] == []
     assert found >= 1
 

@@ -21,7 +21,7 @@ from service_security.errors import (
     WrongKeyError,
 )
 from service_security.secret_bytes import SecretBytes
-from service_security.store import SecureDb, backup
+from service_security.store import SecureDb
 from service_security.store.backup import restore_backup
 from service_security.store.backup_stream import SEALED_CHUNK_BYTES, seal_records
 from service_security.store.header import Header, HeaderKeys
@@ -533,12 +533,3 @@ def test_a_draft_is_not_looked_for_in_the_place_of_a_link(
     restored(source, database)
     assert victim.read_bytes() == b"untouched"
     assert names_in(database.parent) == ["records.db"]
-
-
-def test_batches_are_bounded_in_number_and_in_memory() -> None:
-    records = [(b"%d" % number, bytes(1024 * 1024)) for number in range(60)]
-    sizes = [sum(len(value) for _, value in batch) for batch in backup._batches(records)]
-    assert sum(sizes) == 60 * 1024 * 1024
-    assert max(sizes) == 4 * 1024 * 1024
-    small = [(b"%d" % number, b"") for number in range(1234)]
-    assert [len(batch) for batch in backup._batches(small)] == [500, 500, 234]

@@ -1,16 +1,14 @@
-"""The commands, as a person runs them."""
+"""The commands, as a person runs them; those on a database are in ``test_db_command``."""
 
 import os
 import subprocess
 import sys
-from contextlib import closing
 from pathlib import Path
 
-import apsw
 import pytest
 
 from service_security.cli import main
-from service_security.store.kind import PLAIN_TABLE
+from service_security.store import SecureDb
 
 
 @pytest.fixture(autouse=True)
@@ -18,15 +16,6 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.chdir(tmp_path)
     for variable in ("SERVICE_DATA_DIR", "SERVICE_KEY_FILE"):
         monkeypatch.delenv(variable, raising=False)
-
-
-def _plain_records(count: int) -> None:
-    with closing(apsw.Connection("data/records.db")) as connection, connection:
-        connection.execute(PLAIN_TABLE)
-        connection.executemany(
-            "INSERT INTO records (name, value) VALUES (?, ?)",
-            ((f"name {number}", b"value") for number in range(count)),
-        )
 
 
 def test_init_says_what_it_made_and_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
@@ -76,65 +65,22 @@ def test_init_with_a_container_secret_uses_it() -> None:
     secret.chmod(0o444)
     assert main(["init", "--container-secret", "delivered"]) == 0
     assert not Path("secrets").exists()
-    _plain_records(3)
-    assert main(["db", "import", "--key-file", "delivered"]) == 0
+    assert main(["init", "--key-file", "delivered"]) == 0
 
 
-def test_import_and_export_show_progress_and_the_result(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    main(["init"])
-    _plain_records(1200)
-    capsys.readouterr()
-    assert main(["db", "import", "--cipher", "aes256gcm"]) == 0
-    shown = capsys.readouterr()
-    assert shown.out == "data/records.db holds 1200 records now, encrypted with aes256gcm.\n"
-    assert "1000 of 1200 records encrypted\n" in shown.err
-    assert main(["db", "export"]) == 0
-    shown = capsys.readouterr()
-    assert "1200 records now, for anyone" in shown.out
-    assert "1200 of 1200 records exported\n" in shown.err
-
-
-def test_progress_is_one_line_on_a_terminal(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    main(["init"])
-    _plain_records(1200)
-    capsys.readouterr()
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    main(["db", "import"])
-    assert capsys.readouterr().err == (
-        "\r500 of 1200 records encrypted\r1000 of 1200 records encrypted"
-        "\r1200 of 1200 records encrypted\n"
-    )
-
-
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        (["db", "import"], "There is no key envelope data/envelope.json"),
-        (["db", "export"], "There is no key envelope data/envelope.json"),
-        (["init", "--container-secret", "missing"], "The key file missing is missing"),
-    ],
-)
-def test_errors_are_one_sentence_and_status_two(
-    arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(arguments) == 2
+def test_errors_are_one_sentence_and_status_two(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["init", "--container-secret", "missing"]) == 2
     shown = capsys.readouterr()
     assert shown.out == ""
-    assert shown.err.startswith(f"service_security: {sentence}")
+    assert shown.err.startswith("service_security: The key file missing is missing")
     assert shown.err.count("\n") == 1
 
 
 def test_init_beside_encrypted_data_without_an_envelope_is_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    main(["init"])
-    _plain_records(1)
-    main(["db", "import"])
-    Path("data/envelope.json").unlink()
+    Path("data").mkdir()
+    SecureDb.open("data/records.db", bytes(range(32))).close()
     assert main(["init"]) == 2
     assert "A new key could not read" in capsys.readouterr().err
     assert not Path("data/envelope.json").exists()
@@ -170,6 +116,61 @@ def test_runs_as_a_module() -> None:
     )
     assert (result.returncode, result.stderr) == (0, "")
     assert Path("data/envelope.json").exists()
+
+
+SETTINGS_AT_THE_END = """
+import ctypes, resource, runpy
+from contextlib import suppress
+
+resource.setrlimit(resource.RLIMIT_CORE, (resource.getrlimit(resource.RLIMIT_CORE)[1],) * 2)
+before = resource.getrlimit(resource.RLIMIT_CORE)
+with suppress(SystemExit):
+    runpy.run_module("service_security", run_name="__main__", alter_sys=True)
+limit = resource.getrlimit(resource.RLIMIT_CORE)
+print(limit == (0, 0), limit == before, ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the settings are Linux's")
+@pytest.mark.parametrize(("switch", "dumpable"), [("forbid", "0"), ("allow", "1")])
+def test_memory_of_a_command_is_private_unless_core_dumps_are_allowed(
+    switch: str, dumpable: str
+) -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", SETTINGS_AT_THE_END, "init"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"SERVICE_CORE_DUMPS": switch},
+        check=True,
+    )
+    is_zero, is_unchanged, found = result.stdout.splitlines()[-1].split()
+    assert found == dumpable
+    assert is_zero == "True" if switch == "forbid" else is_unchanged == "True"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a file name is always text")
+def test_a_path_that_is_not_text_is_shown_and_stops_nothing() -> None:
+    key_file = os.fsdecode(b"key\xff")
+    result = subprocess.run(
+        [sys.executable, "-m", "service_security", "init", "--key-file", key_file],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"},
+        check=False,
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "Made  key\\udcff  the wrapping key" in result.stdout
+
+
+def test_every_command_on_a_service_takes_its_folders(capsys: pytest.CaptureFixture[str]) -> None:
+    commands = [["init"]]
+    commands += [["db", name] for name in ("info", "verify", "backup", "restore", "import")]
+    for command in commands:
+        with pytest.raises(SystemExit):
+            main([*command, "--help"])
+        shown = capsys.readouterr().out
+        assert "--data-dir FOLDER" in shown, command
+        assert "--key-file FILE" in shown, command
 
 
 def test_folder_that_a_removed_command_leaves_behind_is_no_command(

@@ -19,7 +19,7 @@ from service_security.errors import (
     UnsupportedFormatError,
     WrongKeyError,
 )
-from service_security.keys import Envelope, open_master_key
+from service_security.keys import Envelope, open_keys, open_master_key
 from service_security.keys.key_file import CONTAINER_SECRET, KEY_FILE
 from service_security.secret_bytes import SecretBytes
 
@@ -61,6 +61,32 @@ def pair(tmp_path: Path) -> Pair:
 
 def test_the_master_key_comes_out(pair: Pair) -> None:
     assert pair.open() == MASTER
+
+
+def test_both_keys_come_out_and_are_wiped_when_closed(pair: Pair) -> None:
+    with open_keys(pair.envelope, pair.key_file) as keys:
+        assert bytes(keys.master.view) == MASTER
+        assert bytes(keys.wrapping.view) == WRAPPING
+        assert keys.slot_type == KEY_FILE
+    for key in (keys.master, keys.wrapping):
+        with pytest.raises(ValueError, match="closed"):
+            key.check()
+
+
+@pytest.mark.parametrize("envelope", ["whole", "edited"])
+def test_a_wrapping_key_that_nobody_asked_for_is_wiped_at_once(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, envelope: str
+) -> None:
+    wrapping = SecretBytes.copy_of(WRAPPING)
+    monkeypatch.setattr("service_security.keys.envelope.read_key", lambda *_: wrapping)
+    if envelope == "whole":
+        assert pair.open() == MASTER
+    else:
+        pair.edit_body(lambda body: body.update(generation=2))
+        with pytest.raises(IntegrityError):
+            open_keys(pair.envelope, pair.key_file)
+    with pytest.raises(ValueError, match="closed"):
+        wrapping.check()
 
 
 def test_the_file_holds_neither_key(pair: Pair) -> None:

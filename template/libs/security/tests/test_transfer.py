@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -23,13 +23,8 @@ from service_security.layout import DataFolder
 from service_security.secret_bytes import SecretBytes
 from service_security.store import SecureDb, replacement, transfer
 from service_security.store.kind import PLAIN_TABLE, Kind, kind_of
-from service_security.store.transfer import (
-    Transferred,
-    export_records,
-    import_records,
-    leave_note,
-    refuse_other_kind,
-)
+from service_security.store.other_kind import leave_note, refuse_other_kind
+from service_security.store.transfer import Transferred, export_records, import_records
 
 RECORDS = {f"name {number}": b"value %d" % number for number in range(1234)}
 
@@ -149,9 +144,9 @@ import sys
 from pathlib import Path
 from service_security.layout import DataFolder
 from service_security.secret_bytes import SecretBytes
-from service_security.store import transfer
+from service_security.store import batches, transfer
 
-transfer._BATCH_RECORDS = 20
+batches.BATCH_RECORDS = 20
 folder = DataFolder(Path(sys.argv[1]))
 arguments = {"progress": lambda done, total: print(done, flush=True)}
 with SecretBytes.copy_of(bytes(range(32))) as master:
@@ -351,8 +346,8 @@ CRASHES = [
     (Path, "replace"),
     (transfer, "publish"),
     (replacement, "drop_replaced"),
-    (transfer, "_check_encrypted"),
-    (transfer, "_check_plain"),
+    (transfer, "check_encrypted"),
+    (transfer, "check_plain"),
 ]
 
 
@@ -608,17 +603,3 @@ def test_no_write_slips_in_between_the_check_and_the_rename(
     assert _export(folder).count == len(RECORDS)
     assert answers[0].communicate(timeout=30)[0].strip() == "IntegrityError"
     assert _read_plain(folder.database) == RECORDS
-
-
-def test_memory_does_not_grow_with_the_values() -> None:
-    """Batches are bounded by bytes too: 60 values of 1 MiB never meet in memory."""
-    sizes = []
-
-    def pairs() -> Iterator[tuple[bytes, bytes]]:
-        for number in range(60):
-            yield b"%d" % number, bytes(1024 * 1024)
-
-    for batch in transfer._batches(pairs()):
-        sizes.append(sum(len(value) for _, value in batch))
-    assert sum(sizes) == 60 * 1024 * 1024
-    assert max(sizes) <= 4 * 1024 * 1024

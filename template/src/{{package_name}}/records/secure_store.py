@@ -4,13 +4,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import structlog
 from service_security.errors import IntegrityError, SecurityError
 from service_security.keys import open_master_key
 from service_security.store import SecureDb
-from service_security.store.transfer import leave_note, refuse_other_kind
+from service_security.store.other_kind import leave_note, refuse_other_kind
 
 from ..errors import StartError
 from .store import DamagedRecordError, Page, StoreUnavailableError
+
+_log: structlog.stdlib.BoundLogger = structlog.get_logger("records")
 
 
 class SecureRecordStore:
@@ -60,9 +63,12 @@ class SecureRecordStore:
             return self._database.remove(name.encode())
 
     def page(self, after: int, limit: int) -> Page:
-        """Return up to `limit` names beyond a position."""
+        """Return up to `limit` names beyond a position.
+
+        Damaged records are left out, so that one of them does not hide all the others, and logged.
+        """
         with _store_errors():
-            rows = self._database.page(after, limit + 1)
+            rows = self._database.page(after, limit + 1, on_damage=_report_damage)
         names = [_text(name) for _, name, _ in rows[:limit]]
         return Page(names, rows[limit - 1][0] if len(rows) > limit else None)
 
@@ -74,6 +80,10 @@ class SecureRecordStore:
     def close(self) -> None:
         """Close the database and wipe the keys."""
         self._database.close()
+
+
+def _report_damage(position: int) -> None:
+    _log.error("damaged record left out", position=position)
 
 
 @contextmanager

@@ -1,8 +1,9 @@
-"""``python -m service_security``: makes the key of a service, and moves its records.
+"""``python -m service_security``: makes the key of a service, and looks after its database.
 
 The folders come from the options, or from the variables that the service itself reads:
 ``SERVICE_DATA_DIR`` and ``SERVICE_KEY_FILE``. Errors are one sentence on standard error, and the
-exit status is then 2.
+exit status is then 2; 130 after an interrupt. Where 1 is said, the command has found what it looks
+for.
 """
 
 import argparse
@@ -14,12 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .errors import SecurityError
-from .keys import initialise, open_master_key
+from .keys import initialise
 from .keys.key_file import CONTAINER_SECRET, KEY_FILE
 from .layout import DataFolder
-from .store.cipher import CIPHERS
+from .store import command as database
 from .store.kind import Kind, kind_of
-from .store.transfer import Transferred, export_records, import_records
 
 _OPTIONAL_COMMANDS = ("service_security.keys.tpm",)
 
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"service_security: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nservice_security: stopped; run the command again to go on", file=sys.stderr)
+        print("\nservice_security: stopped; run the command again", file=sys.stderr)
         return 130
     return status
 
@@ -41,13 +41,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m service_security",
-        description="Make the key of a service, and move its records.",
+        description="Make the key of a service, and look after its database.",
         epilog="Folders default to SERVICE_DATA_DIR and SERVICE_KEY_FILE, as in the service.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    folders = _folders()
 
-    init = commands.add_parser("init", help="make the key of a new service; never replaces one")
-    _add_folders(init)
+    summary = "make the key of a new service; never replaces one"
+    init = commands.add_parser("init", help=summary, description=summary, parents=[folders])
     init.add_argument(
         "--container-secret",
         type=Path,
@@ -56,16 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     init.set_defaults(run=_init)
 
-    database = commands.add_parser("db", help="move records between plain and encrypted files")
-    transfers = database.add_subparsers(required=True, metavar="COMMAND")
-    importing = transfers.add_parser("import", help="replace a plain database by an encrypted one")
-    _add_folders(importing)
-    importing.add_argument("--cipher", choices=CIPHERS, default=next(iter(CIPHERS)))
-    importing.set_defaults(run=_import)
-    exporting = transfers.add_parser("export", help="replace an encrypted database by a plain one")
-    _add_folders(exporting)
-    exporting.set_defaults(run=_export)
-
+    database.add_command(commands, folders)
     for name in _OPTIONAL_COMMANDS:
         spec = importlib.util.find_spec(name)
         if spec and spec.loader:  # a folder of caches, left of a removed command, has none
@@ -73,8 +65,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_folders(parser: argparse.ArgumentParser) -> None:
+def _folders() -> argparse.ArgumentParser:
+    """Return the options that every command on a service's folders has."""
     environment = os.environ
+    parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument(
         "--data-dir",
         type=Path,
@@ -89,6 +83,7 @@ def _add_folders(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="the file with the wrapping key (%(default)s)",
     )
+    return parser
 
 
 def _init(options: argparse.Namespace) -> int:
@@ -109,44 +104,3 @@ def _init(options: argparse.Namespace) -> int:
     print("Back up both, apart from each other: whoever has both reads the records,")
     print("and whoever loses either has lost them.")
     return 0
-
-
-def _import(options: argparse.Namespace) -> int:
-    folder = DataFolder(options.data_dir)
-    with open_master_key(folder.envelope, options.key_file) as master_key:
-        done = import_records(
-            folder, master_key, cipher=options.cipher, progress=_Progress("encrypted")
-        )
-    print(f"{folder.database} holds {done.count} records now, encrypted with {done.cipher}.")
-    _warn_of_old_file(done)
-    return 0
-
-
-def _export(options: argparse.Namespace) -> int:
-    folder = DataFolder(options.data_dir)
-    with open_master_key(folder.envelope, options.key_file) as master_key:
-        done = export_records(folder, master_key, progress=_Progress("exported"))
-    print(f"{folder.database} holds {done.count} records now, for anyone who has the file to read.")
-    _warn_of_old_file(done)
-    return 0
-
-
-def _warn_of_old_file(done: Transferred) -> None:
-    if done.old_file_remains:
-        print("The old file has a second name (a hard link) somewhere and was not overwritten.")
-
-
-class _Progress:
-    """A line on standard error: rewritten on a terminal, one for every tenth elsewhere."""
-
-    def __init__(self, verb: str) -> None:
-        self._verb = verb
-        self._tenth = 0
-
-    def __call__(self, done: int, total: int) -> None:
-        line = f"{done} of {total} records {self._verb}"
-        if sys.stderr.isatty():
-            print(f"\r{line}", end="\n" if done >= total else "", file=sys.stderr, flush=True)
-        elif (tenth := done * 10 // max(total, 1)) > self._tenth:
-            self._tenth = tenth
-            print(line, file=sys.stderr, flush=True)

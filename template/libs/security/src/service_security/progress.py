@@ -20,11 +20,15 @@ class ProgressLine:
 
     Args:
         verb: What happens to the records, as in "500 of 1200 records encrypted".
+        shown: Whether to print anything.
         clock: Gives seconds.
     """
 
-    def __init__(self, verb: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, verb: str, *, shown: bool = True, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._verb = verb
+        self._shown = shown
         self._clock = clock
         self._terminal = sys.stderr.isatty()
         self._start = clock()
@@ -34,6 +38,8 @@ class ProgressLine:
 
     def __call__(self, done: int, total: int) -> None:
         """Show that ``done`` of ``total`` records are done."""
+        if not self._shown:
+            return
         line = f"{done} of {total} records {self._verb}"
         if self._terminal:
             now = self._clock()

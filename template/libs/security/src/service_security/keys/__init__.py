@@ -1,6 +1,6 @@
 """Where keys come from, and how they are kept."""
 
-from .envelope import Envelope, open_master_key
+from .envelope import Envelope, ServiceKeys, open_keys, open_master_key
 from .initialise import initialise
 
-__all__ = ["Envelope", "initialise", "open_master_key"]
+__all__ = ["Envelope", "ServiceKeys", "initialise", "open_keys", "open_master_key"]

@@ -18,7 +18,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from ..errors import (
     IntegrityError,
@@ -170,8 +170,34 @@ class Envelope:
         return master
 
 
-def open_master_key(envelope: Path, key_file: Path) -> SecretBytes:
-    """Return the master key of a service. The caller closes it.
+@dataclass(frozen=True, slots=True)
+class ServiceKeys:
+    """The two keys of a service, for work that needs both. Close it as soon as it is done.
+
+    Attributes:
+        master: The master key.
+        wrapping: The key out of the key file, which opens the envelope.
+        slot_type: What the key file is: ``key-file`` or ``container-secret``.
+    """
+
+    master: SecretBytes
+    wrapping: SecretBytes
+    slot_type: str
+
+    def close(self) -> None:
+        """Wipe both keys."""
+        self.master.close()
+        self.wrapping.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def open_keys(envelope: Path, key_file: Path) -> ServiceKeys:
+    """Return both keys of a service. The caller closes them.
 
     Args:
         envelope: The envelope file, beside the data.
@@ -184,9 +210,49 @@ def open_master_key(envelope: Path, key_file: Path) -> SecretBytes:
         IntegrityError: The envelope is damaged.
         UnsupportedFormatError: Another version of the library wrote the envelope.
     """
+    text = _read(envelope)
+    try:
+        parsed = Envelope.from_json(text)
+        slots = [slot for slot in parsed.slots if slot.type in (KEY_FILE, CONTAINER_SECRET)]
+        if not slots:
+            raise UnsupportedFormatError(
+                "It has no slot that this version of service-security can open. "
+                "Use the version that wrote it."
+            )
+        wrapping = read_key(key_file, slots[0].type)
+        try:
+            return ServiceKeys(parsed.open(wrapping, slots[0]), wrapping, slots[0].type)
+        except BaseException:
+            wrapping.close()
+            raise
+    except WrongKeyError:
+        raise WrongKeyError(
+            f"The key in {key_file} does not open {envelope}. Either it is the key of another "
+            "service, or the envelope is damaged; put back the two that belong together."
+        ) from None
+    except (IntegrityError, UnsupportedFormatError) as error:
+        raise type(error)(f"The key envelope {envelope} cannot be used. {error}") from None
+
+
+def open_master_key(envelope: Path, key_file: Path) -> SecretBytes:
+    """Return the master key of a service. The caller closes it.
+
+    Args:
+        envelope: The envelope file, beside the data.
+        key_file: The file with the 32-byte wrapping key.
+
+    Raises:
+        SecurityError: As for ``open_keys``.
+    """
+    keys = open_keys(envelope, key_file)
+    keys.wrapping.close()
+    return keys.master
+
+
+def _read(envelope: Path) -> bytes:
     try:
         with envelope.open("rb") as file:
-            text = file.read(_MAX_BYTES + 1)
+            return file.read(_MAX_BYTES + 1)
     except FileNotFoundError:
         raise KeyUnavailableError(
             f"There is no key envelope {envelope}. A new service makes its key with `uv run python "
@@ -197,23 +263,6 @@ def open_master_key(envelope: Path, key_file: Path) -> SecretBytes:
         raise KeyUnavailableError(
             f"The key envelope {envelope} cannot be read: {error.strerror}."
         ) from error
-    try:
-        parsed = Envelope.from_json(text)
-        slots = [slot for slot in parsed.slots if slot.type in (KEY_FILE, CONTAINER_SECRET)]
-        if not slots:
-            raise UnsupportedFormatError(
-                "It has no slot that this version of service-security can open. "
-                "Use the version that wrote it."
-            )
-        with read_key(key_file, slots[0].type) as wrapping_key:
-            return parsed.open(wrapping_key, slots[0])
-    except WrongKeyError:
-        raise WrongKeyError(
-            f"The key in {key_file} does not open {envelope}. Either it is the key of another "
-            "service, or the envelope is damaged; put back the two that belong together."
-        ) from None
-    except (IntegrityError, UnsupportedFormatError) as error:
-        raise type(error)(f"The key envelope {envelope} cannot be used. {error}") from None
 
 
 def _slot_context(envelope_id: bytes, identifier: bytes, slot_type: str) -> bytes:

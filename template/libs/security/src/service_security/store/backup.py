@@ -32,15 +32,13 @@ from ..progress import Progress
 from ..secret_bytes import SecretBytes
 from .backup_file import BackupFile, Record, new_file, open_backup, taken
 from .backup_stream import seal_records
+from .batches import BATCH_RECORDS, batches
 from .kind import refuse_lone_log
 from .secure_db import SecureDb
 from .sqlite_errors import translated
 
 MASTER: Final = "master"
 """Type of the slot that opens with the service's master key."""
-
-_BATCH_RECORDS: Final = 500
-_BATCH_BYTES: Final = 4 * 1024 * 1024
 
 
 def write_backup(
@@ -84,18 +82,27 @@ def write_backup(
         for record in records:
             yield record
             written += 1
-            if written % _BATCH_RECORDS == 0 and written < total:
+            if written % BATCH_RECORDS == 0 and written < total:
                 progress(written, total)
         if total:
             progress(total, total)  # of which the damaged ones were left out
 
     with store.snapshot() as snapshot, new_file(target) as file:
-        records = counted(snapshot.items(on_damage=on_damage), snapshot.count())
+        records = counted(snapshot.items(on_damage=on_damage), _count(snapshot, on_damage))
         with closing(seal_records(records, keys)) as stream:
             for piece in stream:
                 with translated(target):
                     file.write(piece)
     return written
+
+
+def _count(store: SecureDb, on_damage: Callable[[int], None] | None) -> int:
+    try:
+        return store.count()
+    except IntegrityError:  # a page that is needed for counting is damaged
+        if on_damage is None:
+            raise
+        return 0
 
 
 def check_backup(source: Path, keys: Mapping[str, SecretBytes], *, progress: Progress) -> int:
@@ -117,7 +124,7 @@ def check_backup(source: Path, keys: Mapping[str, SecretBytes], *, progress: Pro
     """
     with open_backup(source, keys) as backup, _Names() as names:
         done = 0
-        for batch in _batches(backup.records()):
+        for batch in batches(backup.records()):
             if not names.are_new(name for name, _ in batch):
                 raise _has_a_name_twice(source)
             done += len(batch)
@@ -172,7 +179,7 @@ def restore_backup(
 
 def _fill(store: SecureDb, backup: BackupFile, progress: Progress) -> int:
     done = 0
-    for batch in _batches(backup.records()):
+    for batch in batches(backup.records()):
         store.insert_many(batch)
         done += len(batch)
         progress(done, backup.count)
@@ -249,20 +256,6 @@ def _remove_drafts(database: Path) -> None:
     for path in list(database.parent.iterdir()):
         if draft.fullmatch(path.name):
             path.unlink()
-
-
-def _batches(records: Iterable[Record]) -> Iterator[list[Record]]:
-    """Yield records in lists that are bounded in number and in memory."""
-    batch: list[Record] = []
-    size = 0
-    for record in records:
-        batch.append(record)
-        size += len(record[0]) + len(record[1])
-        if len(batch) >= _BATCH_RECORDS or size >= _BATCH_BYTES:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
 
 
 def _has_a_name_twice(backup: Path) -> IntegrityError:

@@ -6,6 +6,7 @@ from typing import Any, Final
 from ..errors import IntegrityError
 from .current_keys import CurrentKeys
 from .record import Row
+from .salvage import rows_out_of_order, structure_problems
 from .store_file import StoreFile
 
 OnDamage = Callable[[int], None]
@@ -59,6 +60,12 @@ class Reader:
 
     def items(self, on_damage: OnDamage | None) -> Iterator[tuple[bytes, bytes]]:
         """Yield every name and value."""
+        if on_damage is not None:
+            with self._file:
+                in_order = not structure_problems(self._file.connection)
+            if not in_order:
+                yield from self._salvaged(on_damage)
+                return
         position = 0
         while True:
             with self._file:
@@ -71,6 +78,19 @@ class Reader:
                 for _, name, value in _whole([opened], on_damage):
                     yield name, value
 
+    def _salvaged(self, on_damage: OnDamage) -> Iterator[tuple[bytes, bytes]]:
+        """Yield what can be found where the table cannot be read in order."""
+        rows = rows_out_of_order(self._file.connection)
+        while True:
+            with self._file:
+                found = next(rows, None)
+                if found is None:
+                    return
+                position, _, row = found
+                opened = position if row is None else self._opened(position, row)
+            for _, name, value in _whole([opened], on_damage):
+                yield name, value
+
     def count(self) -> int:
         """Return the number of records."""
         with self._file:
@@ -80,7 +100,15 @@ class Reader:
     def _rows(self, after: int, limit: int) -> Iterator[tuple[int, Row]]:
         rows: Any = self._file.connection.execute(SELECT_PAGE, (after, limit))
         for position, token, key_id, sealed in rows:
-            yield position, Row(token, key_id, sealed)
+            # In a damaged file the order may be broken, and reading in pages never come to an end.
+            if type(position) is not int or position <= after:
+                raise IntegrityError(
+                    f"{self._file.path} is damaged: its records are not in order. Restore it from "
+                    "a backup."
+                )
+            # Nor are the types what the table says; without bytes the row is refused as damaged.
+            yield position, Row(token, key_id, sealed if type(sealed) is bytes else b"")
+            after = position
 
     def _opened(self, position: int, row: Row) -> tuple[int, bytes, bytes] | int:
         """Return a record as position, name and value; of a damaged one the position."""

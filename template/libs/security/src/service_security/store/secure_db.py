@@ -224,7 +224,9 @@ class SecureDb:
         still.
 
         Args:
-            on_damage: Called with the position of each damaged record, which is left out.
+            on_damage: Called with the position of each damaged record, which is left out. SQLite
+                then checks the structure of the file first; where that is damaged, everything
+                that can still be found is given.
 
         Raises:
             IntegrityError: The next record is damaged; all before it were given. The message has

@@ -1,7 +1,6 @@
 """Reads every record of a store and tells which are damaged."""
 
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -12,10 +11,9 @@ from .current_keys import CurrentKeys
 from .nonce import check_lease
 from .reader import SELECT_PAGE
 from .record import Row
+from .salvage import rows_out_of_order, structure_problems
 
 _ROWS: Final = 256
-_BY_POSITION: Final = "SELECT token, key_id, sealed FROM record WHERE id = ?"
-_PROBLEMS: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +59,8 @@ def verify(
         keys: The keys of that moment.
         progress: Called now and then with the number of records read and the number of all.
     """
-    problems = list(_structure(connection))
-    rows = _rows_out_of_order(connection) if problems else _rows_in_order(connection)
+    problems = structure_problems(connection)
+    rows = rows_out_of_order(connection) if problems else _rows_in_order(connection)
     problems += _lease(connection)
     total = _count(connection)
     whole, damaged = 0, []
@@ -76,15 +74,6 @@ def verify(
     done = whole + len(damaged)
     progress(done, done)
     return Verification(whole, tuple(damaged), tuple(problems))
-
-
-def _structure(connection: apsw.Connection) -> Iterator[str]:
-    try:
-        for (line,) in connection.execute(f"PRAGMA integrity_check({_PROBLEMS})"):
-            if line != "ok":
-                yield f"SQLite found: {line}"
-    except apsw.CorruptError:
-        yield "SQLite could not check the structure of the file: it is damaged."
 
 
 def _lease(connection: apsw.Connection) -> Iterator[str]:
@@ -116,26 +105,6 @@ def _rows_in_order(connection: apsw.Connection) -> Iterator[tuple[int, bytes, Ro
             return
         for position, token, key_id, sealed in rows:
             yield position, token, Row(token, key_id, sealed)
-
-
-def _rows_out_of_order(connection: apsw.Connection) -> Iterator[tuple[int, object, Row | None]]:
-    """Yield what can be found in a file whose structure is damaged.
-
-    A record is named twice in the file, in the table and in the index of its tokens. What either
-    still names is looked up by its position; None stands for a row that is out of reach.
-    """
-    tokens: dict[int, object] = {}
-    for source in ("NOT INDEXED", "INDEXED BY sqlite_autoindex_record_1"):
-        with suppress(apsw.CorruptError):
-            named: Any = connection.execute(f"SELECT id, token FROM record {source}")  # noqa: S608
-            for position, token in named:
-                if isinstance(position, int):
-                    tokens[position] = token
-    for position in sorted(tokens):
-        row: Any = None
-        with suppress(apsw.CorruptError):
-            row = connection.execute(_BY_POSITION, (position,)).fetchone()
-        yield position, tokens[position], row and Row(*row)
 
 
 def _opens(row: Row, keys: CurrentKeys) -> bool:

@@ -1,0 +1,277 @@
+"""The commands ``db``: look into a database, check it, back it up, and move its records."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+from .._files import exists
+from ..errors import ConfigurationError, IntegrityError, SecurityError
+from ..keys import open_keys, open_master_key
+from ..keys.key_file import CONTAINER_SECRET, KEY_FILE, read_key
+from ..layout import DataFolder
+from ..progress import ProgressLine
+from ..secret_bytes import SecretBytes
+from .backup import MASTER, check_backup, restore_backup, write_backup
+from .cipher import CIPHERS
+from .info import KeyInfo, read_info, read_keys
+from .kind import Kind, kind_of
+from .report import describe, size_of, to_json
+from .secure_db import SecureDb
+from .transfer import Transferred, export_records, import_records
+
+
+def add_command(
+    subcommands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    folders: argparse.ArgumentParser,
+) -> None:
+    """Register the commands.
+
+    Args:
+        subcommands: Where they belong.
+        folders: A parser with the options that name the service's folders.
+    """
+    database = subcommands.add_parser(
+        "db", help="look into the database, check it, back it up, move its records in or out"
+    )
+    commands = database.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(
+        name: str, run: Callable[[argparse.Namespace], int], summary: str
+    ) -> argparse.ArgumentParser:
+        parser = commands.add_parser(name, help=summary, description=summary, parents=[folders])
+        parser.add_argument("--quiet", action="store_true", help="show no progress")
+        parser.set_defaults(run=run)
+        return parser
+
+    info = add("info", _info, "tell what is in the database, as far as the key is there")
+    info.add_argument("--json", action="store_true", help="print it for machines")
+
+    verify = add("verify", _verify, "read and check every record, or a backup; status 1: damaged")
+    verify.add_argument("--backup", type=Path, metavar="FILE", help="check this backup instead")
+    _add_backup_key_file(verify)
+
+    backup = add("backup", _backup, "write an encrypted backup; the service may run meanwhile")
+    backup.add_argument("file", type=Path, metavar="FILE", help="where it goes; never replaced")
+    backup.add_argument(
+        "--leave-out-damaged",
+        action="store_true",
+        help="save the other records when some are damaged",
+    )
+
+    restore = add("restore", _restore, "make the database from a backup; there must be none")
+    restore.add_argument("file", type=Path, metavar="FILE", help="the backup")
+    _add_backup_key_file(restore)
+    _add_cipher(restore)
+
+    _add_cipher(add("import", _import, "replace a plain database by an encrypted one"))
+    add("export", _export, "replace an encrypted database by a plain one")
+
+
+def _add_backup_key_file(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--backup-key-file",
+        type=Path,
+        metavar="FILE",
+        help="the key file of the service that wrote the backup, if it is not this service's",
+    )
+
+
+def _add_cipher(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--cipher",
+        choices=CIPHERS,
+        default=next(iter(CIPHERS)),
+        help="for the new database (%(default)s)",
+    )
+
+
+# Looking
+
+
+def _info(options: argparse.Namespace) -> int:
+    folder = DataFolder(options.data_dir)
+    with ProgressLine("counted", shown=not options.quiet) as progress:
+        found = read_info(folder.database, progress)
+    keys: list[KeyInfo] | None = None
+    about_key = ""
+    if found.header:
+        try:
+            with open_master_key(folder.envelope, options.key_file) as master_key:
+                keys = read_keys(found.header, master_key)
+            about_key = f"{options.key_file} and {folder.envelope} open it:"
+        except SecurityError as error:
+            about_key = f"Its keys cannot be shown. {error}"
+    print((to_json if options.json else describe)(found, keys, about_key))
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    if options.backup:
+        return _verify_backup(options)
+    if options.backup_key_file:
+        raise ConfigurationError("--backup-key-file is for a backup. Name that with --backup FILE.")
+    folder = DataFolder(options.data_dir)
+    with open_master_key(folder.envelope, options.key_file) as master_key:
+        try:
+            with (
+                _read_only(folder, master_key) as store,
+                ProgressLine("checked", shown=not options.quiet) as progress,
+            ):
+                found = store.verify(progress)
+        except IntegrityError as error:
+            return _say_damage(error)
+    if found.is_whole:
+        print(f"All {found.records} records of {folder.database} are whole.")
+        return 0
+    for problem in found.problems:
+        print(problem)
+    for record in found.damaged:
+        print(f"Record {record.position} is damaged (token {record.token or 'lost'}).")
+    print(
+        f"{len(found.damaged)} records of {folder.database} are damaged, {found.records} are whole."
+    )
+    print("With a backup: move the database away, then db restore.")
+    print("Without one: save the others with `db backup FILE --leave-out-damaged`, restore that.")
+    return 1
+
+
+def _verify_backup(options: argparse.Namespace) -> int:
+    with ExitStack() as opened:
+        if options.backup_key_file:
+            key_file = options.backup_key_file
+            key = opened.enter_context(read_key(key_file, KEY_FILE))
+        else:
+            key_file = options.key_file
+            folder = DataFolder(options.data_dir)
+            key = opened.enter_context(open_keys(folder.envelope, key_file)).wrapping
+        try:
+            with ProgressLine("checked", shown=not options.quiet) as progress:
+                count = check_backup(options.backup, _as_any_file(key), progress=progress)
+        except IntegrityError as error:
+            return _say_damage(error)
+    print(f"All {count} records of {options.backup} are whole. {key_file} alone opens it.")
+    return 0
+
+
+def _say_damage(error: IntegrityError) -> int:
+    print(f"service_security: {error}", file=sys.stderr)
+    return 1
+
+
+# Backups
+
+
+def _backup(options: argparse.Namespace) -> int:
+    folder = DataFolder(options.data_dir)
+    target: Path = options.file
+    damaged: list[int] = []
+    with open_keys(folder.envelope, options.key_file) as keys:
+        try:
+            with (
+                _read_only(folder, keys.master) as store,
+                ProgressLine("saved", shown=not options.quiet) as progress,
+            ):
+                count = write_backup(
+                    store,
+                    target,
+                    {MASTER: keys.master, keys.slot_type: keys.wrapping},
+                    progress=progress,
+                    on_damage=damaged.append if options.leave_out_damaged else None,
+                )
+        except IntegrityError as error:
+            raise IntegrityError(
+                f"{error} No backup was written; db verify tells what is damaged and what to do."
+            ) from None
+        # Read back with the key file alone, which is all that may be left one day.
+        with ProgressLine("read back", shown=not options.quiet) as progress:
+            check_backup(target, {keys.slot_type: keys.wrapping}, progress=progress)
+    for position in damaged:
+        print(f"Record {position} is damaged and was left out.")
+    size = size_of(target.stat().st_size)
+    print(f"{target} holds {count} records, {size}; it was read back and is whole.")
+    print(f"The key file {options.key_file} alone opens it, without the envelope or a TPM.")
+    print("Keep a copy of the key file apart from it: whoever has both reads the records,")
+    print("and without the key file nobody does.")
+    return 0
+
+
+def _restore(options: argparse.Namespace) -> int:
+    folder = DataFolder(options.data_dir)
+    with ExitStack() as opened:
+        own = opened.enter_context(open_keys(folder.envelope, options.key_file))
+        keys = {MASTER: own.master, **_as_any_file(own.wrapping)}
+        if options.backup_key_file:
+            other = opened.enter_context(read_key(options.backup_key_file, own.slot_type))
+            keys = _as_any_file(other)
+        _refuse_to_replace(folder.database)
+        progress = opened.enter_context(ProgressLine("restored", shown=not options.quiet))
+        count = restore_backup(
+            options.file,
+            keys,
+            folder.database,
+            own.master,
+            cipher=options.cipher,
+            progress=progress,
+        )
+    print(
+        f"{folder.database} holds {count} records now, encrypted with {options.cipher} under new "
+        "keys."
+    )
+    return 0
+
+
+def _refuse_to_replace(database: Path) -> None:
+    if exists(database):
+        raise ConfigurationError(
+            f"{database} is there, and a backup is never restored over it. Move it to another "
+            "folder, together with its -wal and -shm, then run the command again."
+        )
+
+
+def _as_any_file(key: SecretBytes) -> dict[str, SecretBytes]:
+    """Offer a key for both types of slot: the key that a container was given may lie in a file."""
+    return {KEY_FILE: key, CONTAINER_SECRET: key}
+
+
+def _read_only(folder: DataFolder, master_key: SecretBytes) -> SecureDb:
+    kind = kind_of(folder.database)
+    if kind is not Kind.ENCRYPTED:
+        raise ConfigurationError(
+            f"{folder.database} is {kind.value}, and this command needs {Kind.ENCRYPTED.value}. "
+            "Name its folder with --data-dir or SERVICE_DATA_DIR."
+        )
+    return SecureDb.open(folder.database, master_key, read_only=True)
+
+
+# Moving records
+
+
+def _import(options: argparse.Namespace) -> int:
+    folder = DataFolder(options.data_dir)
+    with (
+        open_master_key(folder.envelope, options.key_file) as master_key,
+        ProgressLine("encrypted", shown=not options.quiet) as progress,
+    ):
+        done = import_records(folder, master_key, cipher=options.cipher, progress=progress)
+    print(f"{folder.database} holds {done.count} records now, encrypted with {done.cipher}.")
+    _warn_of_old_file(done)
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    folder = DataFolder(options.data_dir)
+    with (
+        open_master_key(folder.envelope, options.key_file) as master_key,
+        ProgressLine("exported", shown=not options.quiet) as progress,
+    ):
+        done = export_records(folder, master_key, progress=progress)
+    print(f"{folder.database} holds {done.count} records now, for anyone who has the file to read.")
+    _warn_of_old_file(done)
+    return 0
+
+
+def _warn_of_old_file(done: Transferred) -> None:
+    if done.old_file_remains:
+        print("The old file has a second name (a hard link) somewhere and was not overwritten.")
