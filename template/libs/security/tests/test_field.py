@@ -1,12 +1,10 @@
 """Sealed fields: their bytes, and every way they must refuse to open."""
 
 import os
-import re
 import signal
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import nacl.bindings
 import pytest
@@ -20,7 +18,6 @@ from nacl.exceptions import CryptoError
 
 from conftest import CIPHERS, MASTER
 from independent_reader import PREFIX, hkdf
-from service_security.cli import main as service_security
 from service_security.errors import (
     ConfigurationError,
     IntegrityError,
@@ -36,7 +33,6 @@ from service_security.store.field import MAX_CONTEXT_BYTES, OVERHEAD, context_of
 SET_ID = bytes(range(0xA0, 0xB0))
 CONTEXT = context_of("patient", "diagnosis", "4711")
 VALUE = b"the value of a field"
-DOCUMENT = Path(__file__).parents[3] / "docs/security/ENCRYPTION.md"
 
 
 def _sealer(
@@ -380,17 +376,3 @@ def test_threads_may_share_a_sealer() -> None:
         assert watched.alone == [True] * 40
         work_together(lambda: watched.encrypt(b"", b"", b""))
         assert False in watched.alone, "control"
-
-
-@pytest.mark.skipif(not DOCUMENT.exists(), reason="the page on encryption was removed here")
-def test_the_example_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (example,) = (
-        block
-        for block in re.findall(r"```python\n(.*?)```", DOCUMENT.read_text("utf-8"), re.DOTALL)
-        if "FieldSealer" in block
-    )
-    monkeypatch.chdir(tmp_path)
-    assert (
-        service_security(["init", "--data-dir", "data", "--key-file", "secrets/service.key"]) == 0
-    )
-    exec(example, {})  # noqa: S102 - our own document
