@@ -561,7 +561,6 @@ def test_verify_runs_as_a_module_and_its_status_tells() -> None:
     [
         pytest.param(lambda: _sql("UPDATE header SET mac = zeroblob(32)"), id="header"),
         pytest.param(lambda: DATABASE.write_bytes(b"no database" * 1000), id="file"),
-        pytest.param(lambda: os.truncate(DATABASE, 50_000), id="truncated"),
     ],
 )
 def test_verify_of_a_database_that_does_not_open_tells_damage(
@@ -572,6 +571,19 @@ def test_verify_of_a_database_that_does_not_open_tells_damage(
     shown = service.readouterr()
     assert "amaged" in shown.out + shown.err
     assert "whole" not in shown.out
+
+
+def test_what_is_left_of_a_file_that_was_cut_short_is_saved(service: Output) -> None:
+    before = _contents()
+    os.truncate(DATABASE, 80_000)
+    assert main(["db", "verify"]) == 1
+    assert "SQLite found: " in service.readouterr().out
+    assert main(["db", "backup", str(BACKUP), "--leave-out-damaged"]) == 0
+    _move_database_away()
+    assert main(["db", "restore", str(BACKUP)]) == 0
+    after = _contents()
+    assert 0 < len(after) < len(before)
+    assert after.items() <= before.items()
 
 
 def test_verify_of_damaged_pages_names_what_is_in_them(service: Output) -> None:

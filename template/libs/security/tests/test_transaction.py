@@ -130,7 +130,7 @@ def test_a_commit_that_fails_on_the_device_refuses_all_writes_from_then_on(
     class Failing:
         """The connection, but for its commit."""
 
-        in_transaction = True
+        in_transaction, system_errno = True, 5
 
         def execute(self, sql: str) -> None:
             if sql == "COMMIT":
@@ -143,7 +143,7 @@ def test_a_commit_that_fails_on_the_device_refuses_all_writes_from_then_on(
             monkeypatch.setattr(store._file, "connection", Failing())
             connection.execute("ROLLBACK")
 
-    with monkeypatch.context(), pytest.raises(StoreUnavailableError, match="check the disk"):
+    with monkeypatch.context(), pytest.raises(StoreUnavailableError, match="Input/output error"):
         commit_to_a_failing_device()
     with pytest.raises(StoreUnavailableError, match="failed on the device"):
         store.insert(b"after", b"")

@@ -140,12 +140,13 @@ class Header:
             "SELECT format, db_id, master_id, keyset_generation, keyset, mac FROM header"
             " WHERE id = 1"
         ).fetchone()
-        if row is not None and row[0] != FORMAT:
+        if row is not None and isinstance(row[0], int) and row[0] != FORMAT:
             raise UnsupportedFormatError(
                 f"The database has format {row[0]}; this version of service-security reads format "
                 f"{FORMAT}. Use the version that wrote it."
             )
-        if row is None or row[3] < 0 or len(row[1]) != 16:
+        kinds = [int, bytes, bytes, int, bytes, bytes]
+        if row is None or [*map(type, row)] != kinds or row[3] < 0 or len(row[1]) != 16:
             raise IntegrityError("The database's header is damaged. Restore it from a backup.")
         return cls(*row)
 

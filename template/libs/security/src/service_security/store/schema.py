@@ -1,11 +1,13 @@
 """The tables of a database, frozen, and how a connection to it is set up."""
 
 import os
+import sys
 from pathlib import Path
 from typing import Final
 
 import apsw
 
+from .._files import exists
 from ..errors import (
     ConfigurationError,
     IntegrityError,
@@ -34,14 +36,27 @@ TABLES: Final = {
 BUSY_TIMEOUT_MS: Final = 5_000
 
 
-def connect(path: Path, flags: int = apsw.SQLITE_OPEN_READWRITE) -> apsw.Connection:
+_INDEX_BYTES: Final = 32 * 1024
+"""The first part of the ``-shm``, which SQLite makes at once."""
+_ROOM_BYTES: Final = 2 * _INDEX_BYTES
+
+
+def connect(
+    path: Path, flags: int = apsw.SQLITE_OPEN_READWRITE, *, medium_is_read_only: bool = False
+) -> apsw.Connection:
     """Return a connection to an existing file, set up for records that must survive a crash.
 
     Nothing is written to the file, not even a log that it has is moved into it: whether it is one
     of ours has yet to be seen. ``use_journal`` comes after that.
 
+    Args:
+        path: The file.
+        flags: How SQLite is to open it.
+        medium_is_read_only: Nobody can write it, and so no lock is needed, nor a ``-shm``.
+
     Raises:
         ConfigurationError: The path is not UTF-8, as SQLite needs it.
+        StoreUnavailableError: The disk is full.
         apsw.Error: It cannot be opened; ``translated`` has the sentences.
     """
     try:
@@ -49,11 +64,23 @@ def connect(path: Path, flags: int = apsw.SQLITE_OPEN_READWRITE) -> apsw.Connect
         name.encode()
     except UnicodeEncodeError:
         raise ConfigurationError(f"The path {path!a} is not UTF-8. Rename the folder.") from None
-    connection = apsw.Connection(name, flags=flags)
+    vfs = None
+    if medium_is_read_only and exists(_beside(path, "-wal")):
+        vfs = "unix-none"  # has no locks
+    elif medium_is_read_only:
+        name, flags = f"{path.absolute().as_uri()}?immutable=1", flags | apsw.SQLITE_OPEN_URI
+    else:
+        _refuse_without_room(path)
+    connection = apsw.Connection(name, flags=flags, vfs=vfs)
     try:
+        if vfs is not None:  # the index of the log is then kept in memory
+            connection.pragma("locking_mode", "exclusive")
         connection.set_busy_timeout(BUSY_TIMEOUT_MS)
         connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
-        connection.config(apsw.SQLITE_DBCONFIG_DEFENSIVE, 1)
+        reads_only = bool(flags & apsw.SQLITE_OPEN_READONLY)
+        connection.config(apsw.SQLITE_DBCONFIG_DEFENSIVE, int(not reads_only))
+        # Nothing can be written then; what this permits is to read a file that was cut short.
+        connection.config(apsw.SQLITE_DBCONFIG_WRITABLE_SCHEMA, int(reads_only))
         connection.config(apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0)
         connection.pragma("mmap_size", 0)  # a truncated file under mmap is a SIGBUS, not an error
         connection.pragma("secure_delete", True)
@@ -67,11 +94,47 @@ def connect(path: Path, flags: int = apsw.SQLITE_OPEN_READWRITE) -> apsw.Connect
 def connect_to_read(path: Path) -> apsw.Connection:
     """Return a connection to an existing file that writes nothing into it.
 
+    SQLite itself makes two files beside a database in order to read it. On a file system that is
+    mounted read-only it cannot; if they are there, somebody who may write keeps them, or has
+    crashed, and they are used. If they are not, the file is read as one that nobody can write.
+
     Raises:
         ConfigurationError: As for ``connect``.
+        StoreUnavailableError: As for ``connect``.
         apsw.Error: As for ``connect``.
     """
-    return connect(path, apsw.SQLITE_OPEN_READONLY)
+    shared = exists(_beside(path, "-wal")) and exists(_beside(path, "-shm"))
+    return connect(
+        path,
+        apsw.SQLITE_OPEN_READONLY,
+        medium_is_read_only=exists(path) and not shared and _is_on_read_only_medium(path),
+    )
+
+
+def _refuse_without_room(path: Path) -> None:
+    """Refuse a disk without room for the ``-shm``, which SQLite maps into memory.
+
+    It makes sure of one byte in every 4 KiB of it. Where the blocks of the file system are smaller,
+    or are copied when they are written, a full disk is then no error but a SIGBUS.
+    """
+    if sys.platform == "win32":
+        return
+    index = _beside(path, "-shm")
+    if exists(index) and index.stat().st_blocks * 512 >= _INDEX_BYTES:
+        return
+    status = os.statvfs(path.parent)
+    if status.f_bavail * status.f_frsize < _ROOM_BYTES:
+        raise StoreUnavailableError(
+            f"The disk of {path} is full. Nothing was written; make room and try again."
+        )
+
+
+def _is_on_read_only_medium(path: Path) -> bool:
+    return sys.platform != "win32" and bool(os.statvfs(path).f_flag & os.ST_RDONLY)
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    return path.with_name(path.name + suffix)
 
 
 def use_journal(connection: apsw.Connection, path: Path, mode: str) -> None:

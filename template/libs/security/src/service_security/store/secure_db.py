@@ -308,8 +308,8 @@ class SecureDb:
                 result: Any = self._file.connection.execute(
                     "PRAGMA wal_checkpoint(TRUNCATE)"
                 ).fetchone()
-            except apsw.IOError:
-                self._file.note_failed_write()
+            except apsw.IOError as error:
+                self._file.note_failed_write(error)
                 raise
             if result is None or result[0]:  # (busy, pages in the log, pages moved)
                 raise StoreUnavailableError(

@@ -12,9 +12,9 @@ from typing import Final
 
 import apsw
 
-from ..errors import StoreUnavailableError
+from ..errors import SecurityError, StoreUnavailableError
 from ..secret_bytes import SecretBytes
-from .sqlite_errors import translated, translation
+from .sqlite_errors import is_device_failure, translated, translation
 
 
 class StoreFile:
@@ -64,10 +64,15 @@ class StoreFile:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.lock.release()
-        if error is not None and (ours := translation(error, self.path)) is not None:
-            self._statement_failed = True
-            raise ours from None
+        try:  # under the lock: what the connection tells of the error is told once
+            if error is not None and (ours := self._translation(error)) is not None:
+                self._statement_failed = True
+                raise ours from None
+        finally:
+            self.lock.release()
+
+    def _translation(self, error: BaseException) -> SecurityError | None:
+        return translation(error, self.path, None if self._closed else self.connection)
 
     def begin(self) -> None:
         """Begin a write transaction, waiting for other processes.
@@ -93,8 +98,8 @@ class StoreFile:
             )
         try:
             self.connection.execute("COMMIT")
-        except apsw.IOError:
-            self.note_failed_write()
+        except apsw.IOError as error:
+            self.note_failed_write(error)
             raise
 
     def roll_back(self) -> None:
@@ -113,11 +118,11 @@ class StoreFile:
                 f"An earlier call in this transaction on {self.path} failed. Begin a new one."
             )
 
-    def note_failed_write(self) -> None:
-        """Remember that a write has failed on the device."""
+    def note_failed_write(self, error: BaseException) -> None:
+        """Remember whether a write has failed on the device."""
         # After a failed fsync nobody knows what the disk holds, and a second fsync may report
         # success for pages that were dropped. Only a new connection reads the truth.
-        self._write_failed = True
+        self._write_failed |= is_device_failure(error)
 
     def refuse_after_failed_write(self) -> None:
         """Refuse to go on after an error of the device.

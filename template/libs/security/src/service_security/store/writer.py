@@ -95,8 +95,8 @@ class Writer:
                 if self._apply(group, self._sealed(pairs)):
                     return
                 self._keys.reload(self._file.connection)
-        except apsw.IOError:
-            self._file.note_failed_write()
+        except apsw.IOError as error:
+            self._file.note_failed_write(error)
             raise
 
     def _sealed(self, pairs: Sequence[tuple[bytes, bytes]]) -> list[Row]:
@@ -182,7 +182,6 @@ class Writer:
             file.commit()
         except BaseException as error:
             file.roll_back()
-            if isinstance(error, apsw.IOError):
-                file.note_failed_write()
+            file.note_failed_write(error)
             raise
         return start
