@@ -19,14 +19,12 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
-from itertools import cycle, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import apsw
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from conftest import MASTER
 from service_security.errors import IntegrityError, SecurityError
@@ -328,36 +326,40 @@ def test_verification_names_what_it_cannot_read_when_table_and_index_are_both_da
     assert len(given) == found.records
 
 
-@settings(max_examples=300, deadline=None)
-@given(
-    numbers=st.sets(st.integers(1, 2000)),
-    sizes=st.lists(st.integers(1, 12), min_size=1),
-    lost=st.sets(st.integers(0, 300)),
-    spread=st.sampled_from([1, 2**50, 2**117]),
-)
+@pytest.mark.parametrize("share_lost", [0, 0.02, 0.3, 0.7, 1])
+@pytest.mark.parametrize("spread", [1, 2**50, 2**116])
 def test_the_walk_over_gaps_gives_every_row_of_every_sound_page(
-    numbers: set[int], sizes: list[int], lost: set[int], spread: int
+    share_lost: float, spread: int
 ) -> None:
     """Against a model: numbers on pages of any size, some of which cannot be read."""
-    rest, pages = sorted(number * spread for number in numbers), []
-    for size in cycle(sizes):
-        if not rest:
-            break
-        pages.append(rest[:size])
-        rest = rest[size:]
+    for seed in range(40):
+        chance = random.Random(seed)  # noqa: S311 - as above
+        rest = sorted(number * spread for number in chance.sample(range(1, 4000), 500))
+        pages, lost = [], set()
+        while rest:
+            size = chance.randint(1, 12)
+            pages.append(rest[:size])
+            rest = rest[size:]
+            if chance.random() < share_lost:
+                lost.add(len(pages) - 1)
 
-    def fetch(start: int, limit: int) -> list[tuple[int]]:
-        assert 0 < start < 2**128
-        rows: list[tuple[int]] = []
-        for number, page in enumerate(pages):
-            if page[-1] >= start and len(rows) < limit:
-                if number in lost:
-                    raise apsw.CorruptError
-                rows += [(row,) for row in page if row >= start]
-        return rows[:limit]
+        def fetch(
+            start: int,
+            limit: int,
+            pages: list[list[int]] = pages,
+            lost: set[int] = lost,
+        ) -> list[tuple[int]]:
+            assert 0 < start < 2**128
+            rows: list[tuple[int]] = []
+            for number, page in enumerate(pages):
+                if page[-1] >= start and len(rows) < limit:
+                    if number in lost:
+                        raise apsw.CorruptError
+                    rows += [(row,) for row in page if row >= start]
+            return rows[:limit]
 
-    sound = [row for number, page in enumerate(pages) if number not in lost for row in page]
-    assert [row for (row,) in _over_gaps(fetch, 2**128, spread)] == sound
+        sound = [row for number, page in enumerate(pages) if number not in lost for row in page]
+        assert [row for (row,) in _over_gaps(fetch, 2**128, spread)] == sound, seed
 
 
 # A file that was cut short
@@ -366,9 +368,9 @@ def test_the_walk_over_gaps_gives_every_row_of_every_sound_page(
 def test_a_file_that_was_cut_short_is_refused_and_what_is_left_can_be_read(
     sample: Sample, database: Path
 ) -> None:
-    """At every page, and in the middle of some. SQLite counts the pages before it opens a file."""
+    """At ends of pages, and in the middle of some. SQLite counts the pages when it opens a file."""
     given_in_all = 0
-    for end in [*range(0, len(sample.pages) * PAGE, PAGE), 33 * PAGE + 1, 66 * PAGE + 2000]:
+    for end in [*range(0, len(sample.pages) * PAGE, 4 * PAGE), 33 * PAGE + 1, 66 * PAGE + 2000]:
         _lay_down(database, b"".join(sample.pages)[:end])
         with pytest.raises(IntegrityError):
             SecureDb.open(database, MASTER)
@@ -384,7 +386,7 @@ def test_a_file_that_was_cut_short_is_refused_and_what_is_left_can_be_read(
             assert given.items() <= sample.records.items()
             given_in_all += len(given)
             assert not store.verify().is_whole
-    assert given_in_all > 10 * RECORDS
+    assert given_in_all > 3 * RECORDS
 
 
 # The log

@@ -291,7 +291,10 @@ def test_a_page_goes_on_behind_damaged_records_until_it_is_full(store: SecureDb)
 def test_who_is_told_of_damage_may_write(store: SecureDb) -> None:
     store.insert_many((b"%d" % number, b"") for number in range(9))
     store._file.connection.execute("UPDATE record SET sealed = zeroblob(60) WHERE id IN (2, 3)")
-    note = lambda position: store.insert(b"damaged %d" % position, b"")  # noqa: E731
+
+    def note(position: int) -> None:
+        store.insert(b"damaged %d" % position, b"")
+
     assert len(list(store.items(on_damage=note))) >= 7
     assert len(store.page(0, 100, on_damage=note)) == 9
 
@@ -637,6 +640,21 @@ def test_a_keyset_that_went_back_is_refused(open_store: Opener, database: Path) 
     _sql(database, f"UPDATE header SET ({columns}) = (?, ?, ?)", *old)  # noqa: S608 - constant
     with pytest.raises(IntegrityError, match="older generation"):
         store.insert(b"name", b"another")
+
+
+def test_check_notices_a_file_that_was_removed_or_replaced(
+    store: SecureDb, database: Path, tmp_path: Path
+) -> None:
+    store.insert(b"name", b"value")
+    store.check()
+    database.rename(tmp_path / "moved.db")
+    with pytest.raises(StoreUnavailableError, match="removed or replaced"):
+        store.check()
+    shutil.copy(tmp_path / "moved.db", database)
+    with pytest.raises(StoreUnavailableError, match="removed or replaced"):
+        store.check()
+    (tmp_path / "moved.db").replace(database)
+    store.check()
 
 
 def test_check_notices_a_header_that_was_damaged_meanwhile(store: SecureDb, database: Path) -> None:

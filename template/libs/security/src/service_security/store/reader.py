@@ -15,7 +15,9 @@ OnDamage = Callable[[int], None]
 _PAGE: Final = 256
 _PAGE_BYTES: Final = 4 * 1024 * 1024
 _SELECT: Final = "SELECT key_id, sealed FROM record WHERE token = ?"
-SELECT_PAGE: Final = "SELECT id, token, key_id, sealed FROM record WHERE id > ? ORDER BY id LIMIT ?"
+_SELECT_PAGE: Final = (
+    "SELECT id, token, key_id, sealed FROM record WHERE id > ? ORDER BY id LIMIT ?"
+)
 
 
 class Reader:
@@ -112,7 +114,7 @@ class Reader:
             return connection.pragma("data_version"), connection.total_changes()
 
     def _rows(self, after: int, limit: int) -> Iterator[tuple[int, Row]]:
-        rows: Any = self._file.connection.execute(SELECT_PAGE, (after, limit))
+        rows: Any = self._file.connection.execute(_SELECT_PAGE, (after, limit))
         for position, token, key_id, sealed in rows:
             # In a damaged file the order may be broken, and reading in pages never come to an end.
             if type(position) is not int or position <= after:

@@ -7,6 +7,7 @@ walked over such places, and what only the index still names is looked up one by
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from itertools import count
 from typing import Any, Final
 
 import apsw
@@ -21,6 +22,8 @@ _Fetch = Callable[[int, int], list[Any]]
 
 _PROBLEMS: Final = 20
 _PAGE: Final = 256
+_NEAR: Final = 4096
+"""Steps of equal length, which jump over no sound page: more than one lost page asks for."""
 _TOKEN_BYTES: Final = 16
 _POSITIONS: Final = 2**63
 _TOKENS: Final = 2 ** (8 * _TOKEN_BYTES)
@@ -66,8 +69,8 @@ def rows_out_of_order(connection: apsw.Connection) -> Iterator[tuple[int, object
         seen.add(position)
         yield position, token, _row_at(connection, position, token)
     # The tokens are spread evenly, and a leaf of the index has its share of them. Steps of less
-    # than that do not jump over a leaf that can be read.
-    step = _TOKENS // (16 * connection.pragma("page_count"))
+    # than that do not jump over a leaf that can be read; of six pages at most one is such a leaf.
+    step = _TOKENS // (2 * connection.pragma("page_count"))
     for _, token, position in _over_gaps(in_index, _TOKENS, first_step=step):
         if isinstance(position, int) and position > 0 and position not in seen:
             seen.add(position)
@@ -125,10 +128,14 @@ def _behind_gap(fetch: _Fetch, start: int, end: int, first_step: int) -> int:
         return False
 
     low, step = start, first_step
-    while not can_be_read(high := low + step):
-        low, step = high, 2 * step
-        if low + step >= end:
+    for tries in count():
+        high = min(low + step, end - 1)
+        if can_be_read(high):
+            break
+        if high == end - 1:
             return end
+        low = high
+        step *= 1 if tries < _NEAR else 2
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if can_be_read(middle) else (middle, high)

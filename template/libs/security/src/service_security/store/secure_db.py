@@ -283,13 +283,14 @@ class SecureDb:
         """Read the header, to see that the file is there and still belongs to these keys.
 
         Raises:
-            StoreUnavailableError: The file cannot be read, a write has failed before, or the
-                store is closed or forked.
+            StoreUnavailableError: The file cannot be read or was moved away, a write has failed
+                before, or the store is closed or forked.
             IntegrityError: The header is damaged.
             UnsupportedFormatError: Another version of the library has changed the format.
         """
         with self._file:
             self._file.refuse_after_failed_write()
+            self._file.refuse_moved()
             self._keys.header.open(Header.read(self._file.connection)).close()
 
     def flush(self) -> None:

@@ -37,6 +37,7 @@ class StoreFile:
         self.path: Final = path
         self.connection = connection
         self.lock: Final = threading.RLock()
+        self._opened: Final = path.stat()
         self._check_canary = canary.check
         self._closed = False
         self._write_failed = False
@@ -116,6 +117,24 @@ class StoreFile:
         if self._statement_failed:
             raise StoreUnavailableError(
                 f"An earlier call in this transaction on {self.path} failed. Begin a new one."
+            )
+
+    def refuse_moved(self) -> None:
+        """Refuse to go on when the path no longer leads to the file that is open.
+
+        Raises:
+            StoreUnavailableError: It was removed, replaced or renamed; what is written from now on
+                would go with it.
+            OSError: It cannot be told.
+        """
+        try:
+            found = self.path.stat()
+        except FileNotFoundError:
+            found = None
+        if found is None or not os.path.samestat(found, self._opened):
+            raise StoreUnavailableError(
+                f"{self.path} was removed or replaced while it was open. Put it back, or restart "
+                "the service on the file that is there now."
             )
 
     def note_failed_write(self, error: BaseException) -> None:

@@ -9,11 +9,11 @@ import apsw
 from ..errors import IntegrityError, StoreUnavailableError
 from .current_keys import CurrentKeys
 from .nonce import check_lease
-from .reader import SELECT_PAGE
 from .record import Row
 from .salvage import rows_out_of_order, structure_problems
 
-_ROWS: Final = 256
+_STEP: Final = 256
+_ALL: Final = "SELECT id, token, key_id, sealed FROM record ORDER BY id"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ def verify(
             whole += 1
         else:
             damaged.append(Damaged(position, token.hex() if isinstance(token, bytes) else ""))
-        if number % _ROWS == 0:
+        if number % _STEP == 0:
             progress(number, max(number, total))
     done = whole + len(damaged)
     progress(done, done)
@@ -97,14 +97,10 @@ def _count(connection: apsw.Connection) -> int:
     return number if isinstance(number, int) else 0
 
 
-def _rows_in_order(connection: apsw.Connection) -> Iterator[tuple[int, bytes, Row | None]]:
-    position = 0
-    while True:
-        rows: Any = connection.execute(SELECT_PAGE, (position, _ROWS)).fetchall()
-        if not rows:
-            return
-        for position, token, key_id, sealed in rows:
-            yield position, token, Row(token, key_id, sealed)
+def _rows_in_order(connection: apsw.Connection) -> Iterator[tuple[int, object, Row | None]]:
+    rows: Any = connection.execute(_ALL)
+    for position, token, key_id, sealed in rows:
+        yield position, token, Row(token, key_id, sealed)
 
 
 def _opens(row: Row, keys: CurrentKeys) -> bool:
