@@ -11,7 +11,7 @@ demo DIR="":
 # Run the library's own suite, then the template's; arguments go to the second
 test *ARGS:
     uv run --directory template/libs/security pytest
-    uv run --group vectors python -m pytest "$@"
+    uv run --group vectors --group peers python -m pytest "$@"
 
 # Lint, formatting and types, of the root and of the library
 check:
@@ -25,6 +25,10 @@ check:
 # Time `copier copy` of a hardened service against a template of one file; arguments: --rounds, --json
 benchmark *ARGS:
     uv run python -m benchmarks.generation "$@"
+
+# Time the encrypted store beside its plain twin and its peers; arguments: --quick, --rounds, --large, --dir, --json
+security-benchmark *ARGS:
+    uv run --group peers python -m benchmarks.store "$@"
 
 # Check everything and tag vVERSION; --export DIR also writes the task-free channel
 release VERSION *ARGS:

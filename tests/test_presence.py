@@ -59,7 +59,17 @@ HARDENED_ONLY = """
     docker/collect_runtime.py
     docker/seccomp.json
     docs/security/ADVISORIES.md
+    docs/security/BACKUP.md
     docs/security/ENCRYPTION.md
+    libs/security/benchmarks/__init__.py
+    libs/security/benchmarks/own_stores.py
+    libs/security/benchmarks/plain_twin.py
+    libs/security/benchmarks/security_benchmark.py
+    libs/security/benchmarks/slow_disk.py
+    libs/security/benchmarks/store_driver.py
+    libs/security/benchmarks/store_measures.py
+    libs/security/benchmarks/store_report.py
+    libs/security/benchmarks/store_worker.py
     libs/security/pyproject.toml
     libs/security/src/service_security/__init__.py
     libs/security/src/service_security/__main__.py
@@ -75,46 +85,84 @@ HARDENED_ONLY = """
     libs/security/src/service_security/keys/sealed_box.py
     libs/security/src/service_security/layout.py
     libs/security/src/service_security/process.py
+    libs/security/src/service_security/progress.py
     libs/security/src/service_security/py.typed
     libs/security/src/service_security/secret_bytes.py
     libs/security/src/service_security/store/__init__.py
+    libs/security/src/service_security/store/backup.py
+    libs/security/src/service_security/store/backup_file.py
+    libs/security/src/service_security/store/backup_header.py
+    libs/security/src/service_security/store/backup_stream.py
+    libs/security/src/service_security/store/batches.py
     libs/security/src/service_security/store/cipher.py
-    libs/security/src/service_security/store/field.py
+    libs/security/src/service_security/store/command.py
+    libs/security/src/service_security/store/copying.py
     libs/security/src/service_security/store/creation.py
+    libs/security/src/service_security/store/current_keys.py
+    libs/security/src/service_security/store/field.py
+    libs/security/src/service_security/store/group_commit.py
     libs/security/src/service_security/store/header.py
+    libs/security/src/service_security/store/info.py
     libs/security/src/service_security/store/kind.py
     libs/security/src/service_security/store/nonce.py
+    libs/security/src/service_security/store/other_kind.py
+    libs/security/src/service_security/store/reader.py
     libs/security/src/service_security/store/record.py
     libs/security/src/service_security/store/replacement.py
+    libs/security/src/service_security/store/report.py
+    libs/security/src/service_security/store/salvage.py
     libs/security/src/service_security/store/schema.py
     libs/security/src/service_security/store/secure_db.py
     libs/security/src/service_security/store/self_test.py
     libs/security/src/service_security/store/sqlite_errors.py
+    libs/security/src/service_security/store/store_file.py
     libs/security/src/service_security/store/transfer.py
+    libs/security/src/service_security/store/verification.py
+    libs/security/src/service_security/store/writer.py
     libs/security/tests/conftest.py
+    libs/security/tests/failing_vfs.py
+    libs/security/tests/independent_backup_reader.py
     libs/security/tests/independent_reader.py
     libs/security/tests/samples/0.1.0/aes256gcm.db
+    libs/security/tests/samples/0.1.0/container-secret.backup
     libs/security/tests/samples/0.1.0/envelope-container-secret.json
     libs/security/tests/samples/0.1.0/envelope-key-file.json
     libs/security/tests/samples/0.1.0/for_testing_only.key
+    libs/security/tests/samples/0.1.0/key-file.backup
     libs/security/tests/samples/0.1.0/xchacha20poly1305.db
+    libs/security/tests/test_backup.py
+    libs/security/tests/test_backup_format.py
+    libs/security/tests/test_backup_guide.py
+    libs/security/tests/test_backup_restore.py
+    libs/security/tests/test_backup_stream.py
+    libs/security/tests/test_batches.py
+    libs/security/tests/test_benchmark.py
     libs/security/tests/test_cipher.py
     libs/security/tests/test_cli.py
+    libs/security/tests/test_db_command.py
+    libs/security/tests/test_device_failures.py
+    libs/security/tests/test_encryption_page.py
     libs/security/tests/test_envelope.py
     libs/security/tests/test_field.py
     libs/security/tests/test_format.py
+    libs/security/tests/test_group_commit.py
     libs/security/tests/test_initialise.py
     libs/security/tests/test_keyset.py
+    libs/security/tests/test_leaks.py
     libs/security/tests/test_memory.py
     libs/security/tests/test_nonce.py
+    libs/security/tests/test_page_damage.py
     libs/security/tests/test_plaintext.py
     libs/security/tests/test_process.py
     libs/security/tests/test_sealed_box.py
     libs/security/tests/test_secret_bytes.py
     libs/security/tests/test_secure_db.py
     libs/security/tests/test_self_test.py
+    libs/security/tests/test_snapshot.py
     libs/security/tests/test_store_contract.py
+    libs/security/tests/test_transaction.py
     libs/security/tests/test_transfer.py
+    libs/security/tests/test_verification.py
     src/my_service/records/secure_store.py
     tests/test_encryption.py
     tests/test_import_and_export.py

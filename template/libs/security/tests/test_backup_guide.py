@@ -255,7 +255,7 @@ def _every_night(machine: Machine, blocks: list[Block]) -> None:
     assert machine.names() == ["old.backup", "recent.backup"], "nothing goes without a new one"
     machine.spoil("UPDATE record SET key_id = 1 WHERE id = 1")
     with machine.running():
-        assert machine.shell(f"{{ {command}; }} 2>&1") == ""
+        assert machine.shell("{ " + command + "; } 2>&1") == ""
     tonight = {f"{date}.backup" for date in (before, _date(machine))}
     assert set(machine.names()) - tonight == {"recent.backup"}
     machine.ran.append(cron)

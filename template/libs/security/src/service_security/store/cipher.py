@@ -104,6 +104,7 @@ class ExtendedNonceCipher(ABC):
     def __init__(self, key: SecretBytes) -> None:
         self._subkey = self._subkey_function(key)
         self._aeads: dict[bytes, _Aead] = {}
+        self._seen: set[bytes] = set()
 
     def encrypt(self, nonce: bytes, plaintext: bytes, aad: bytes) -> bytes:
         """Return ciphertext and 16-byte tag.
@@ -135,10 +136,20 @@ class ExtendedNonceCipher(ABC):
             raise IntegrityError("A record failed its integrity check.") from None
 
     def _new_aead(self, front: bytes) -> _Aead:
-        """Return the AEAD under the subkey of a nonce's front, and keep it."""
-        if len(self._aeads) >= _CACHED_SUBKEYS:
-            self._aeads.clear()
-        aead = self._aeads[front] = self._subkey(front)
+        """Return the AEAD under the subkey of a nonce's front; from its second use on, keep it.
+
+        An AEAD takes 2.3 kB of memory. To keep each for a use that may never come would fill the
+        processor's caches with them, which costs an insert more than the subkey itself.
+        """
+        aead = self._subkey(front)
+        if front in self._seen:
+            if len(self._aeads) >= _CACHED_SUBKEYS:
+                self._aeads.clear()
+            self._aeads[front] = aead
+        else:
+            if len(self._seen) >= _CACHED_SUBKEYS:
+                self._seen.clear()
+            self._seen.add(front)
         return aead
 
     @abstractmethod

@@ -1,0 +1,1 @@
+"""Measurements of the store beside a plain twin that anyone can repeat."""
