@@ -45,7 +45,8 @@ class Bar:
         short = self.limit - figure if self.higher else figure - self.limit
         if short > 0 or (self.strict and short == 0):
             by = f"{short:.3f}" if short >= 0.0005 else "< 0.001"
-            return f"missed by {by} ({short / self.limit:.0%})"
+            share = format(short / self.limit, ".0%")
+            return f"missed by {by} ({share})"
         return "met"
 
 
