@@ -222,6 +222,47 @@ def test_a_device_error_of_the_leader_is_never_a_success_of_its_followers(
     assert {name for name, _ in open_store(database).items()} == {b"leased", b"leader"}
 
 
+def test_a_busy_file_is_waited_for_once_and_not_by_one_behind_the_other(
+    writers: Writers, database: Path
+) -> None:
+    writers.store.insert(b"leased", b"")
+    writers.groups.clear()
+    other = apsw.Connection(str(database))
+    with writers.behind_a_leader():
+        writers.follow(b"a", b"b", b"c")
+
+        def lock_before_the_group(group: Sequence[Write]) -> None:
+            if len(group) == 3:
+                writers.store._file.connection.set_busy_timeout(10)
+                other.execute("BEGIN IMMEDIATE")
+
+        writers.hook = lock_before_the_group
+    other.close()
+    assert [len(group) for group in writers.groups] == [1, 3]
+    for name in (b"a", b"b", b"c"):
+        assert "in use by another process" in str(writers.outcomes[name])
+
+
+def test_a_write_inside_a_write_of_the_same_thread_is_refused(
+    store: SecureDb, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a signal handler, which would wait for itself."""
+    refused = []
+    execute = store._writer._execute
+
+    def interrupted(write: Write, rows: Any) -> bool:
+        with pytest.raises(RuntimeError, match="inside another one"):
+            store.insert(b"inner", b"")
+        refused.append(True)
+        return execute(write, rows)
+
+    monkeypatch.setattr(store._writer, "_execute", interrupted)
+    assert store.insert(b"outer", b"")
+    assert refused
+    monkeypatch.undo()
+    assert store.insert(b"later", b"")
+
+
 class Interrupted(BaseException):
     """As KeyboardInterrupt, which only the main thread gets."""
 

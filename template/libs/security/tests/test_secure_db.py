@@ -642,6 +642,49 @@ def test_a_keyset_that_went_back_is_refused(open_store: Opener, database: Path) 
         store.insert(b"name", b"another")
 
 
+@pytest.mark.parametrize("read_only", [False, True])
+@pytest.mark.parametrize("planted", ["trigger", "view"])
+def test_what_hides_behind_the_name_of_a_table_is_refused(
+    written: Path, planted: str, read_only: bool
+) -> None:
+    """A trigger may have the name of a table, and would undo writes that were acknowledged."""
+    connection = apsw.Connection(str(written))
+    connection.config(apsw.SQLITE_DBCONFIG_DEFENSIVE, 0)
+    connection.pragma("writable_schema", True)
+    sql = {
+        "trigger": "CREATE TRIGGER header AFTER UPDATE ON record BEGIN SELECT 1; END",
+        "view": "CREATE VIEW header AS SELECT 1",
+    }[planted]
+    row = (planted, "header", "record" if planted == "trigger" else "header", 0, sql)
+    with connection:
+        rows = list(connection.execute("SELECT * FROM sqlite_schema"))
+        connection.execute("DELETE FROM sqlite_schema")
+        for each in [row, *rows]:
+            connection.execute("INSERT INTO sqlite_schema VALUES (?, ?, ?, ?, ?)", each)
+    connection.close()
+    with pytest.raises(IntegrityError):
+        SecureDb.open(written, MASTER, read_only=read_only)
+
+
+def test_positions_and_limits_beyond_all_records_are_no_error(store: SecureDb) -> None:
+    store.insert(b"a", b"")
+    assert store.page(2**70, 10) == []
+    assert len(store.page(0, 2**70)) == 1
+
+
+def test_an_error_that_somebody_keeps_does_not_keep_the_file(store: SecureDb) -> None:
+    store.insert_many((b"%d" % number, b"") for number in range(9))
+    kept = []
+    try:
+        list(store._reader._rows(5, 100))
+        next(store._reader._checked(iter([(1, b"", 1, b"")]), 5))
+    except IntegrityError as error:
+        kept.append(error)
+    assert kept
+    store.insert(b"a", b"")
+    store.flush()
+
+
 def test_check_notices_a_file_that_was_removed_or_replaced(
     store: SecureDb, database: Path, tmp_path: Path
 ) -> None:

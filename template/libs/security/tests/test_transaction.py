@@ -1,6 +1,8 @@
 """Transactions of the encrypted store: what the contract of every backend does not say."""
 
 import os
+import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -170,3 +172,75 @@ def test_a_child_that_is_forked_in_a_transaction_has_no_part_in_it(
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 2
         store.insert(b"still", b"")
     assert {name for name, _ in open_store(database).items()} == {b"parent", b"still"}
+
+
+FORK_IN_A_LARGE_TRANSACTION = """
+import os, sys
+from service_security.store import SecureDb
+
+with SecureDb.open(sys.argv[1], bytes(range(32))) as store:
+    with store.transaction():
+        for number in range(8000):
+            store.insert(b"%d" % number, bytes(1000))
+        if not os.fork():
+            sys.exit(0)
+        os.wait()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")
+def test_a_child_that_ends_in_a_large_transaction_leaves_it_whole(
+    database: Path, open_store: Opener
+) -> None:
+    """Larger than SQLite's cache, so that pages of it are in the log that both processes share."""
+    command = [sys.executable, "-W", "ignore", "-c", FORK_IN_A_LARGE_TRANSACTION, str(database)]
+    subprocess.run(command, check=True, timeout=60)
+    found = open_store(database).verify()
+    assert found.is_whole
+    assert found.records == 8000
+
+
+def test_nothing_that_ends_a_transaction_can_be_a_part_of_it(store: SecureDb) -> None:
+    with store.transaction():
+        store.insert(b"a", b"")
+        with pytest.raises(RuntimeError, match="part of a transaction"):
+            store.flush()
+    assert store.count() == 1
+
+
+@pytest.mark.parametrize("left_open", ["BEGIN IMMEDIATE", "BEGIN"])
+def test_what_an_interrupt_left_open_swallows_no_later_write(
+    store: SecureDb, open_store: Opener, database: Path, left_open: str
+) -> None:
+    other = open_store(database)
+    for write in (
+        lambda: store.insert(b"a", b""),
+        lambda: store.insert_many([(b"a", b""), (b"b", b"")]),
+        lambda: store.remove(b"a"),
+    ):
+        store._file.connection.execute(left_open)
+        write()
+        assert not store._file.connection.in_transaction
+    store._file.connection.execute(left_open)
+    with store.transaction():
+        store.insert(b"c", b"")
+    assert {name for name, _ in other.items()} == {b"b", b"c"}
+
+
+def test_an_interrupt_while_a_batch_waits_for_another_process_leaves_nothing_open(
+    store: SecureDb, database: Path
+) -> None:
+    writer = apsw.Connection(str(database))
+    store.insert(b"leased", b"")
+    writer.execute("BEGIN IMMEDIATE")
+
+    def interrupt(_: int) -> bool:
+        raise KeyboardInterrupt
+
+    store._file.connection.set_busy_handler(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        store.insert_many([(b"a", b""), (b"b", b"")])
+    assert not store._file.connection.in_transaction
+    writer.close()
+    store._file.connection.set_busy_handler(None)
+    assert store.insert(b"a", b"")

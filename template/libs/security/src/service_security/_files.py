@@ -61,8 +61,12 @@ def publish_new(draft: Path, path: Path) -> bool:
         os.link(draft, path)  # unlike rename, fails where the name exists
     except FileExistsError:
         return False
-    draft.unlink()
-    sync_folder(path.parent)
+    try:
+        draft.unlink()
+        sync_folder(path.parent)
+    except OSError:
+        path.unlink(missing_ok=True)  # refused is refused: it is not known to be on the disk
+        raise
     return True
 
 

@@ -16,7 +16,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Final, Self
 
@@ -87,7 +87,8 @@ def write_backup(
         if total:
             progress(total, total)  # of which the damaged ones were left out
 
-    with store.snapshot() as snapshot, new_file(target) as file:
+    moment = nullcontext(store) if store.is_snapshot else store.snapshot()
+    with moment as snapshot, new_file(target) as file:
         records = counted(snapshot.items(on_damage=on_damage), _count(snapshot, on_damage))
         with closing(seal_records(records, keys)) as stream:
             for piece in stream:

@@ -19,11 +19,16 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
+import apsw
+
+from ..errors import SecurityError, StoreUnavailableError
 from .store_file import StoreFile
 
 _WORTH_IT: Final = 3
 _MAX_RECORDS: Final = 2**16
 _MAX_BYTES: Final = 4 * 1024 * 1024
+_OF_A_WRITE: Final = (SecurityError, ArithmeticError, MemoryError, TypeError, ValueError)
+"""What a write may fail with; anything else comes from a signal, and is the leader's own."""
 
 
 class Write:
@@ -34,13 +39,14 @@ class Write:
         removed: Name of the record to remove instead.
     """
 
-    __slots__ = ("abandoned", "done", "error", "pairs", "removed", "result", "turn")
+    __slots__ = ("abandoned", "done", "error", "pairs", "removed", "result", "thread", "turn")
 
     def __init__(
         self, pairs: Sequence[tuple[bytes, bytes]] = (), removed: bytes | None = None
     ) -> None:
         self.pairs = pairs
         self.removed = removed
+        self.thread = threading.get_ident()
         self.done = False
         """Set when it is durable."""
         self.result = False
@@ -85,7 +91,7 @@ class GroupCommit:
     def __init__(self, file: StoreFile, commit: Callable[[Sequence[Write]], None]) -> None:
         self._file = file
         self._commit = commit
-        self._mutex = threading.Lock()
+        self._mutex = threading.RLock()  # a signal handler may write, too, and be refused
         self._leader: Write | None = None
         self._waiting: deque[Write] = deque()
 
@@ -109,6 +115,8 @@ class GroupCommit:
 
     def _queue(self, write: Write) -> None:
         with self._mutex:
+            if self._leader is not None and self._leader.thread == write.thread:
+                raise RuntimeError("a write cannot begin inside another one of the same thread")
             if self._leader is None:
                 self._leader = write
             else:
@@ -134,8 +142,10 @@ class GroupCommit:
         group = [own]
         try:
             self._take_others(group)
-            if len(group) == 1 or not self._commit_together(group):
-                for write in group:
+            if len(group) > 1:
+                self._commit_together(group)
+            for write in group:
+                if write.pending:
                     self._commit_alone(write)
         finally:
             self._wake(group[1:])
@@ -155,20 +165,25 @@ class GroupCommit:
                 group.append(write)
                 self._waiting.popleft()
 
-    def _commit_together(self, group: Sequence[Write]) -> bool:
+    def _commit_together(self, group: Sequence[Write]) -> None:
         try:
             with self._file:
                 self._commit(group)
-        except Exception:  # noqa: BLE001 - each write meets its own error when it is tried alone
-            return False
-        return True
+        except StoreUnavailableError as error:
+            # Each write meets its own error when it is tried alone. But for a file that is busy
+            # all of them have waited already, and would wait one behind the other again.
+            if isinstance(error.__context__, apsw.BusyError):
+                for write in group:
+                    write.error = StoreUnavailableError(*error.args)
+        except _OF_A_WRITE:
+            pass
 
     def _commit_alone(self, write: Write) -> None:
         try:
             with self._file:
                 self._commit([write])
-        except Exception as error:  # noqa: BLE001 - raised by the thread whose write it is
-            write.error = error
+        except _OF_A_WRITE as error:
+            write.error = error  # raised by the thread whose write it is
 
     def _wake(self, others: Sequence[Write]) -> None:
         """Let the others go whose fate is known; an interrupt leaves some that must wait again."""

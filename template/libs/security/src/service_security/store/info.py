@@ -91,7 +91,7 @@ def read_info(database: Path, progress: Progress) -> DatabaseInfo:
             "SERVICE_DATA_DIR names its folder."
         )
     log = database.with_name(f"{database.name}-wal")
-    with translated(database), closing(connect_to_read(database)) as connection:
+    with translated(database), closing(connect_to_read(database)[0]) as connection:
         connection.execute("BEGIN")  # one moment for all that follows
         found, header, records = None, None, None
         of_keys: dict[int, int] = {}

@@ -1,6 +1,7 @@
 """Reads records, one by name or all in pages, and tells the damaged from the whole."""
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from typing import Any, Final
 
 from ..errors import IntegrityError
@@ -14,6 +15,7 @@ OnDamage = Callable[[int], None]
 
 _PAGE: Final = 256
 _PAGE_BYTES: Final = 4 * 1024 * 1024
+_LAST_POSITION: Final = 2**63 - 1
 _SELECT: Final = "SELECT key_id, sealed FROM record WHERE token = ?"
 _SELECT_PAGE: Final = (
     "SELECT id, token, key_id, sealed FROM record WHERE id > ? ORDER BY id LIMIT ?"
@@ -114,7 +116,12 @@ class Reader:
             return connection.pragma("data_version"), connection.total_changes()
 
     def _rows(self, after: int, limit: int) -> Iterator[tuple[int, Row]]:
-        rows: Any = self._file.connection.execute(_SELECT_PAGE, (after, limit))
+        window = min(after, _LAST_POSITION), min(limit, _LAST_POSITION)
+        rows: Any = self._file.connection.execute(_SELECT_PAGE, window)
+        with closing(rows):  # an error that somebody keeps would keep the statement open
+            yield from self._checked(rows, after)
+
+    def _checked(self, rows: Iterable[Any], after: int) -> Iterator[tuple[int, Row]]:
         for position, token, key_id, sealed in rows:
             # In a damaged file the order may be broken, and reading in pages never come to an end.
             if type(position) is not int or position <= after:

@@ -3,7 +3,7 @@
 import os
 import sys
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import apsw
 
@@ -82,6 +82,8 @@ def connect(
         # Nothing can be written then; what this permits is to read a file that was cut short.
         connection.config(apsw.SQLITE_DBCONFIG_WRITABLE_SCHEMA, int(reads_only))
         connection.config(apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0)
+        connection.config(apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER, 0)
+        connection.config(apsw.SQLITE_DBCONFIG_ENABLE_VIEW, 0)
         connection.pragma("mmap_size", 0)  # a truncated file under mmap is a SIGBUS, not an error
         connection.pragma("secure_delete", True)
         connection.pragma("synchronous", "FULL")
@@ -91,12 +93,13 @@ def connect(
     return connection
 
 
-def connect_to_read(path: Path) -> apsw.Connection:
-    """Return a connection to an existing file that writes nothing into it.
+def connect_to_read(path: Path) -> tuple[apsw.Connection, bool]:
+    """Return a connection that writes nothing into a file, and whether it reads without locks.
 
     SQLite itself makes two files beside a database in order to read it. On a file system that is
     mounted read-only it cannot; if they are there, somebody who may write keeps them, or has
-    crashed, and they are used. If they are not, the file is read as one that nobody can write.
+    crashed, and they are used. If they are not, the file is read without locks, as one that nobody
+    can write. Another mount of it may be writable: the caller has to look whether it changes.
 
     Raises:
         ConfigurationError: As for ``connect``.
@@ -104,11 +107,8 @@ def connect_to_read(path: Path) -> apsw.Connection:
         apsw.Error: As for ``connect``.
     """
     shared = exists(_beside(path, "-wal")) and exists(_beside(path, "-shm"))
-    return connect(
-        path,
-        apsw.SQLITE_OPEN_READONLY,
-        medium_is_read_only=exists(path) and not shared and _is_on_read_only_medium(path),
-    )
+    frozen = exists(path) and not shared and _is_on_read_only_medium(path)
+    return connect(path, apsw.SQLITE_OPEN_READONLY, medium_is_read_only=frozen), frozen
 
 
 def _refuse_without_room(path: Path) -> None:
@@ -156,9 +156,18 @@ def use_journal(connection: apsw.Connection, path: Path, mode: str) -> None:
 
 
 def tables_of(connection: apsw.Connection) -> dict[str, str]:
-    """Return everything that was created in a database, by name, as SQL text."""
-    rows = connection.execute("SELECT name, sql FROM sqlite_schema WHERE sql IS NOT NULL")
-    return {str(name): str(sql) for name, sql in rows}
+    """Return everything that was created in a database as SQL text: tables by their names.
+
+    What is no table, or has the name of one a second time, has a key that no table can have.
+    """
+    found: dict[str, str] = {}
+    rows: Any = connection.execute(
+        "SELECT type, name, tbl_name, sql FROM sqlite_schema WHERE sql IS NOT NULL"
+    )
+    for kind, name, table, sql in rows:
+        is_table = kind == "table" and name == table and name not in found
+        found[str(name) if is_table else f"{kind} {name} {len(found)}"] = str(sql)
+    return found
 
 
 def check_tables(connection: apsw.Connection, path: Path) -> None:

@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any, Self
 
@@ -47,12 +47,17 @@ class SecureDb:
         keys: RecordKeys,
         *,
         read_only: bool = False,
+        frozen: bool = False,
+        snapshot_of: Path | None = None,
     ) -> None:
-        self._file = StoreFile(path, connection, header_keys.canary)
+        self._file = StoreFile(
+            path, connection, header_keys.canary, absolute=snapshot_of, frozen=frozen
+        )
         self._keys = CurrentKeys(header_keys, keys, path)
         self._reader = Reader(self._file, self._keys)
         self._writer = Writer(self._file, self._keys)
         self._read_only = read_only
+        self._is_snapshot = snapshot_of is not None
 
     @classmethod
     def open(
@@ -71,8 +76,8 @@ class SecureDb:
             master_key: 32 bytes. Used during this call only; the caller closes it.
             cipher: For a new store: ``xchacha20poly1305`` or ``aes256gcm``. A file keeps its own.
             clock: Gives Unix seconds, for the dates in the keyset.
-            read_only: Create nothing and refuse every write. Others may write meanwhile; on a
-                file system that is mounted read-only, nobody can.
+            read_only: Create no database and refuse every write. Others may write meanwhile, but
+                not to a file that is read through a mount which is read-only: then it is refused.
 
         Raises:
             ConfigurationError: The key is not 32 bytes, or there is no such cipher.
@@ -89,8 +94,9 @@ class SecureDb:
             translated(path),
             ExitStack() as undo,
         ):
+            frozen = False
             if read_only:
-                connection = connect_to_read(path)
+                connection, frozen = connect_to_read(path)
             else:
                 if not exists(path):
                     create(path, master, chosen, clock)
@@ -110,8 +116,9 @@ class SecureDb:
             undo.callback(keys.close)
             if not read_only:
                 use_journal(connection, path, "wal")
+            store = cls(path, connection, header_keys, keys, read_only=read_only, frozen=frozen)
             undo.pop_all()
-            return cls(path, connection, header_keys, keys, read_only=read_only)
+            return store
 
     @property
     def path(self) -> Path:
@@ -121,7 +128,13 @@ class SecureDb:
     @property
     def cipher(self) -> str:
         """Name of the cipher that new records are sealed with."""
-        return self._keys.record.cipher_name
+        with self._file:
+            return self._keys.record.cipher_name
+
+    @property
+    def is_snapshot(self) -> bool:
+        """Whether this shows one moment."""
+        return self._is_snapshot
 
     @property
     def read_only(self) -> bool:
@@ -142,7 +155,8 @@ class SecureDb:
             TypeError: Either is not ``bytes``.
             ValueError: Either is too long.
             StoreUnavailableError: Nothing was written: busy, full, read-only, closed, forked, or
-                no nonce lease could be made durable.
+                no nonce lease could be made durable. After an error of the device it is not known
+                whether it was, until the store is opened anew.
         """
         return self._changing().write(Write((_checked_pair(name, value),)))
 
@@ -242,18 +256,33 @@ class SecureDb:
         beside the file grows meanwhile, because what the snapshot sees has to stay in place.
 
         Raises:
-            StoreUnavailableError: The file cannot be read, or the store is closed or forked.
+            RuntimeError: This is a snapshot itself.
+            StoreUnavailableError: The file cannot be read or was moved away, or the store is
+                closed or forked.
         """
+        if self._is_snapshot:
+            raise RuntimeError("a snapshot is taken of the store, not of another snapshot")
         with self._file, ExitStack() as undo:
-            connection = connect_to_read(self.path)
+            connection, frozen = connect_to_read(self._file.absolute)
             undo.callback(connection.close)
             connection.execute("BEGIN")
             header = Header.read(connection)  # from here on the transaction sees this moment
             header_keys = self._keys.header.copy()
             undo.callback(header_keys.close)
             keys = RecordKeys(header_keys.open(header), header.db_id)
+            undo.callback(keys.close)
+            self._file.refuse_moved()  # else it would be a moment of another file
+            snapshot = type(self)(
+                self.path,
+                connection,
+                header_keys,
+                keys,
+                read_only=True,
+                frozen=frozen,
+                snapshot_of=self._file.absolute,
+            )
             undo.pop_all()
-            return type(self)(self.path, connection, header_keys, keys, read_only=True)
+            return snapshot
 
     def count(self) -> int:
         """Return the number of records.
@@ -276,8 +305,8 @@ class SecureDb:
             UnsupportedFormatError: Another version of the library has changed the format.
             StoreUnavailableError: The file cannot be read, or the store is closed or forked.
         """
-        with self.snapshot() as snapshot, snapshot._file:
-            return verify(snapshot._file.connection, snapshot._keys, progress)
+        with nullcontext(self) if self._is_snapshot else self.snapshot() as moment, moment._file:
+            return verify(moment._file.connection, moment._keys, progress)
 
     def check(self) -> None:
         """Read the header, to see that the file is there and still belongs to these keys.
@@ -303,7 +332,7 @@ class SecureDb:
                 has failed before, or the store is read-only, closed or forked.
         """
         with self._file:
-            self._changing()
+            self._changing().refuse_in_transaction("flush")
             self._file.refuse_after_failed_write()
             try:
                 result: Any = self._file.connection.execute(
@@ -331,6 +360,12 @@ class SecureDb:
 
     def close(self) -> None:
         """Close the file and wipe the keys. Closing twice is allowed."""
+        if self._file.closed:
+            return
+        if self._file.is_inherited:  # nobody may be left to give the lock back
+            self._file.close()
+            self._keys.close()
+            return
         with self._file.lock:
             if self._file.closed:
                 return

@@ -3,8 +3,10 @@
 Nothing here knows what the tables hold.
 """
 
+import ctypes
 import os
 import threading
+import time
 import weakref
 from pathlib import Path
 from types import TracebackType
@@ -12,6 +14,7 @@ from typing import Final
 
 import apsw
 
+from .._files import exists
 from ..errors import SecurityError, StoreUnavailableError
 from ..secret_bytes import SecretBytes
 from .sqlite_errors import is_device_failure, translated, translation
@@ -23,9 +26,12 @@ class StoreFile:
     A ``with`` block may stand inside another of the same thread.
 
     Args:
-        path: The database file.
+        path: The database file, as messages name it.
         connection: To that file; taken over.
         canary: A secret that a fork wipes. With it gone, the connection is not ours.
+        absolute: Its absolute path, if the process may have gone to another folder since.
+        frozen: The file is read without locks, as one that nobody can write. Each entry makes
+            sure that nobody has.
 
     Raises:
         StoreUnavailableError: On entering, that the file is closed, or this is a forked child; on
@@ -33,11 +39,21 @@ class StoreFile:
         IntegrityError: On leaving, that SQLite found the file damaged.
     """
 
-    def __init__(self, path: Path, connection: apsw.Connection, canary: SecretBytes) -> None:
+    def __init__(
+        self,
+        path: Path,
+        connection: apsw.Connection,
+        canary: SecretBytes,
+        *,
+        absolute: Path | None = None,
+        frozen: bool = False,
+    ) -> None:
         self.path: Final = path
         self.connection = connection
         self.lock: Final = threading.RLock()
-        self._opened: Final = path.stat()
+        self.absolute: Final = absolute or path.absolute()
+        self._opened: Final = self.absolute.stat()
+        self._frozen = _state_of(self.absolute) if frozen else None
         self._check_canary = canary.check
         self._closed = False
         self._write_failed = False
@@ -58,6 +74,12 @@ class StoreFile:
         if self._closed:
             self.lock.release()
             self._refuse_closed()
+        if self._frozen is not None and _state_of(self.absolute) != self._frozen:
+            self.lock.release()
+            raise StoreUnavailableError(
+                f"{self.path} is on a file system that is mounted read-only here, and somebody "
+                "else has changed it. Open it where it can be written."
+            )
 
     def __exit__(
         self,
@@ -82,6 +104,7 @@ class StoreFile:
             StoreUnavailableError: A write has failed on the device before.
         """
         self.refuse_after_failed_write()
+        self.roll_back()  # what an interrupt may have left open
         self._statement_failed = False
         self.connection.execute("BEGIN IMMEDIATE")
 
@@ -128,7 +151,7 @@ class StoreFile:
             OSError: It cannot be told.
         """
         try:
-            found = self.path.stat()
+            found = self.absolute.stat()
         except FileNotFoundError:
             found = None
         if found is None or not os.path.samestat(found, self._opened):
@@ -170,23 +193,41 @@ class StoreFile:
         except ValueError:
             self._refuse_closed()
 
-    def close(self) -> bool:
-        """Close the connection; return False when it was closed before."""
-        with self.lock:
-            if self._closed:
-                return False
-            self._closed = True
-            _open_files.discard(self)
-            try:
-                self._check_canary()
-            except StoreUnavailableError:
-                return True  # the fork has closed it
-            with translated(self.path):
-                self.connection.close()
+    @property
+    def is_inherited(self) -> bool:
+        """Whether this process was forked from the one that opened the file."""
+        try:
+            self._check_canary()
+        except StoreUnavailableError:
             return True
+        except ValueError:
+            return False
+        return False
+
+    def close(self) -> None:
+        """Close the connection; closing twice is allowed."""
+        if self.is_inherited:  # not ours, and nobody may be left to give the lock back
+            self._closed = True
+            return
+        with self.lock:
+            if not self._closed:
+                self._closed = True
+                _open_files.discard(self)
+                with translated(self.path):
+                    self.connection.close()
 
     def _refuse_closed(self) -> None:
         raise StoreUnavailableError(f"The store {self.path} is closed.")
+
+
+def _state_of(path: Path) -> tuple[object, ...]:
+    """Return what changes when somebody writes a database or puts a log beside it."""
+    try:
+        status = path.stat()
+    except OSError:
+        return ()
+    logs = (exists(path.with_name(path.name + suffix)) for suffix in ("-wal", "-shm"))
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, *logs
 
 
 # A fork copies the connections with the process. SQLite in the child then believes that it holds
@@ -196,25 +237,48 @@ class StoreFile:
 # still during a fork, and the child closes what it inherited at once, leaving the log alone.
 _open_files: "weakref.WeakSet[StoreFile]" = weakref.WeakSet()
 _standing_still: list[StoreFile] = []
+_one_fork_at_a_time = threading.Lock()
+_PATIENCE_SECONDS: Final = 0.05
 
 
 def _before_fork() -> None:
+    _one_fork_at_a_time.acquire()
+    while not _all_stand_still():
+        time.sleep(0.001)
+
+
+def _all_stand_still() -> bool:
+    """Take the locks of all files, or none: a thread may hold one and wait for another."""
     for file in list(_open_files):
-        file.lock.acquire()
+        if not file.lock.acquire(timeout=_PATIENCE_SECONDS):
+            _let_go()
+            return False
         _standing_still.append(file)
+    return True
 
 
-def _after_fork_in_parent() -> None:
+def _let_go() -> None:
     while _standing_still:
         _standing_still.pop().lock.release()
 
 
+def _after_fork_in_parent() -> None:
+    _let_go()
+    _one_fork_at_a_time.release()
+
+
 def _after_fork_in_child() -> None:
-    while _standing_still:
-        file = _standing_still.pop()
-        file.connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
-        file.connection.close()
-        file.lock.release()
+    for file in _standing_still:
+        connection = file.connection
+        if connection.txn_state() == apsw.SQLITE_TXN_WRITE:
+            # To close it would roll the parent's transaction back in memory that both share. It
+            # is never freed here, not even when the interpreter ends.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
+        else:
+            connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+            connection.close()
+    _let_go()
+    _one_fork_at_a_time.release()
 
 
 if hasattr(os, "register_at_fork"):

@@ -45,6 +45,15 @@ class Writer:
         self._queue = GroupCommit(file, self._commit)
         self._transaction_thread: int | None = None
 
+    def refuse_in_transaction(self, what: str) -> None:
+        """Refuse what cannot be a part of a transaction of this thread.
+
+        Raises:
+            RuntimeError: This thread is in one.
+        """
+        if self._transaction_thread == get_ident():
+            raise RuntimeError(f"{what} cannot be a part of a transaction")
+
     def write(self, write: Write) -> bool:
         """Make a write durable, or a part of this thread's transaction; return its result.
 
@@ -75,13 +84,16 @@ class Writer:
                     self._file.begin()
                     if self._generation() != self._keys.record.generation:
                         self._keys.reload(self._file.connection)
-                self._transaction_thread = get_ident()
+                owner = self._transaction_thread = get_ident()
                 yield
+                if get_ident() != owner:
+                    raise RuntimeError("a transaction is left by the thread that began it")
                 with self._file:
                     self._file.commit()
             except BaseException:
-                with suppress(SecurityError), self._file:
-                    self._file.roll_back()
+                if self._transaction_thread in (None, get_ident()):
+                    with suppress(SecurityError), self._file:
+                        self._file.roll_back()
                 raise
             finally:
                 self._transaction_thread = None
@@ -89,6 +101,7 @@ class Writer:
     def _commit(self, group: Sequence[Write]) -> None:
         """Make writes durable, all or none; the caller is alone on the file."""
         self._file.refuse_after_failed_write()
+        self._file.roll_back()  # what an interrupt may have left open would swallow these writes
         pairs = [pair for write in group for pair in write.pairs]
         try:
             while True:
@@ -124,8 +137,8 @@ class Writer:
 
     def _apply_together(self, group: Sequence[Write], rows: list[Row]) -> bool:
         file = self._file
-        file.begin()
         try:
+            file.begin()
             if self._generation() != self._keys.record.generation:
                 file.roll_back()
                 return False
