@@ -61,6 +61,7 @@ HARDENED_ONLY = """
     docs/security/ADVISORIES.md
     docs/security/BACKUP.md
     docs/security/ENCRYPTION.md
+    docs/security/PERFORMANCE.md
     libs/security/benchmarks/__init__.py
     libs/security/benchmarks/own_stores.py
     libs/security/benchmarks/plain_twin.py
