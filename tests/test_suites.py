@@ -95,7 +95,7 @@ def project_on(place: Path, rendered: Path, python: str) -> Path:
 def passing(project: Path, *command: str, python: str, options: str = f"--junitxml={REPORT}") -> str:
     """Run a command of the project that has to succeed, and return what it printed."""
     environment = {"UV_PYTHON": python, "PYTEST_ADDOPTS": options}
-    done = run(project, *command, environment=environment, timeout=280)
+    done = run(project, *command, environment=environment, timeout=560)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return done.stdout
 
