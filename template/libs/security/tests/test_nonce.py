@@ -357,3 +357,38 @@ def test_what_a_child_writes_outlives_the_parents_close(database: Path) -> None:
     assert result.stdout.strip() == "52"
     with SecureDb.open(database, MASTER) as store:
         assert store.count() == 52
+
+
+FORK_BESIDE_TWO_STORES = """
+import os, sys, threading
+from service_security.store import SecureDb
+
+first = SecureDb.open(sys.argv[1] + ".first", bytes(range(32)))
+second = SecureDb.open(sys.argv[1] + ".second", bytes(range(32)))
+stop = threading.Event()
+
+def write(outer, inner):
+    while not stop.is_set():
+        with outer.transaction():
+            inner.insert(b"name", b"value")
+
+threads = [threading.Thread(target=write, args=(first, second), daemon=True)]
+for thread in threads:
+    thread.start()
+for _ in range(30):
+    if not os.fork():
+        os._exit(0)
+    os.wait()
+stop.set()
+for thread in threads:
+    thread.join()
+print(first.verify().is_whole, second.count())
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")
+def test_a_fork_does_not_wait_for_a_thread_that_waits_for_the_fork(database: Path) -> None:
+    """The thread holds one store and wants the other; the fork wants both."""
+    command = [sys.executable, "-W", "ignore", "-c", FORK_BESIDE_TWO_STORES, str(database)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert result.stdout.split() == ["True", "1"]

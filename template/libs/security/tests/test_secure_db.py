@@ -672,17 +672,24 @@ def test_positions_and_limits_beyond_all_records_are_no_error(store: SecureDb) -
     assert len(store.page(0, 2**70)) == 1
 
 
-def test_an_error_that_somebody_keeps_does_not_keep_the_file(store: SecureDb) -> None:
-    store.insert_many((b"%d" % number, b"") for number in range(9))
-    kept = []
-    try:
-        list(store._reader._rows(5, 100))
-        next(store._reader._checked(iter([(1, b"", 1, b"")]), 5))
-    except IntegrityError as error:
-        kept.append(error)
-    assert kept
-    store.insert(b"a", b"")
-    store.flush()
+def test_an_error_that_somebody_keeps_does_not_keep_the_moment_it_saw(
+    open_store: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its traceback holds on to the statement, and an unfinished one reads an old moment."""
+    store, other = open_store(), open_store()
+    store.insert_many((b"%d" % number, b"old") for number in range(9))
+
+    def stop_in_the_middle(rows: Any, _: int) -> Iterator[Any]:
+        yield next(rows)
+        raise IntegrityError("damaged")
+
+    monkeypatch.setattr(store._reader, "_checked", stop_in_the_middle)
+    with pytest.raises(IntegrityError) as kept:
+        store.page(0, 100)
+    assert kept.traceback
+    other.insert(b"1", b"new")
+    assert store.get(b"1") == b"new"
+    store.insert(b"1", b"newer")
 
 
 def test_check_notices_a_file_that_was_removed_or_replaced(
