@@ -567,7 +567,7 @@ def _show(text: str, place: str, shown: Shown) -> None:
     noted = ValueError("another")
     noted.add_note(text)
     if place == "log":
-        logging.getLogger("some.library").debug("a line with %s", text)
+        logging.getLogger("elsewhere").debug("a line with %s", text)
     elif place == "warning":
         warnings.warn(text, stacklevel=1)
     elif place == "print":

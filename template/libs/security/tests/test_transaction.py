@@ -200,6 +200,36 @@ def test_a_child_that_ends_in_a_large_transaction_leaves_it_whole(
     assert found.records == 8000
 
 
+LEFT_BY_ANOTHER_THREAD = """
+import os, sys, threading
+from service_security.store import SecureDb
+
+store = SecureDb.open(sys.argv[1], bytes(range(32)))
+transaction = store.transaction()
+
+def begin():
+    transaction.__enter__()
+    store.insert(b"a", b"")
+
+thread = threading.Thread(target=begin)
+thread.start()
+thread.join()
+try:
+    transaction.__exit__(None, None, None)
+except RuntimeError:
+    os._exit(7)
+"""
+
+
+def test_a_transaction_that_another_thread_leaves_is_refused_and_not_written(
+    database: Path, open_store: Opener
+) -> None:
+    """As of a generator that goes on in another thread. The store stays locked in that process."""
+    command = [sys.executable, "-c", LEFT_BY_ANOTHER_THREAD, str(database)]
+    assert subprocess.run(command, check=False, timeout=60).returncode == 7
+    assert open_store(database).count() == 0
+
+
 def test_nothing_that_ends_a_transaction_can_be_a_part_of_it(store: SecureDb) -> None:
     with store.transaction():
         store.insert(b"a", b"")

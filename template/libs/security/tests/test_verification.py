@@ -110,6 +110,16 @@ def test_a_store_that_is_written_to_meanwhile_is_verified_as_it_was(store: Secur
     assert store.count() < 600
 
 
+def test_an_error_of_who_is_told_is_not_taken_for_one_of_the_file(store: SecureDb) -> None:
+    def fail(_: int, __: int) -> None:
+        raise BrokenPipeError("of the terminal")
+
+    store.insert(b"name", b"value")
+    with pytest.raises(BrokenPipeError, match="of the terminal"):
+        store.verify(fail)
+    assert store.verify().is_whole
+
+
 def test_a_closed_store_is_not_verified(store: SecureDb) -> None:
     store.close()
     with pytest.raises(StoreUnavailableError, match="closed"):

@@ -1,5 +1,6 @@
 """The tables of a database, frozen, and how a connection to it is set up."""
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -35,7 +36,6 @@ TABLES: Final = {
 
 BUSY_TIMEOUT_MS: Final = 5_000
 
-
 _INDEX_BYTES: Final = 32 * 1024
 """The first part of the ``-shm``, which SQLite makes at once."""
 _ROOM_BYTES: Final = 2 * _INDEX_BYTES
@@ -56,8 +56,8 @@ def connect(
 
     Raises:
         ConfigurationError: The path is not UTF-8, as SQLite needs it.
-        StoreUnavailableError: The disk is full.
-        apsw.Error: It cannot be opened; ``translated`` has the sentences.
+        OSError: The disk is full, or the folder cannot be read.
+        apsw.Error: It cannot be opened; ``translated`` has the sentences for both.
     """
     try:
         name = os.fspath(path.absolute())
@@ -103,7 +103,7 @@ def connect_to_read(path: Path) -> tuple[apsw.Connection, bool]:
 
     Raises:
         ConfigurationError: As for ``connect``.
-        StoreUnavailableError: As for ``connect``.
+        OSError: As for ``connect``.
         apsw.Error: As for ``connect``.
     """
     shared = exists(_beside(path, "-wal")) and exists(_beside(path, "-shm"))
@@ -124,9 +124,7 @@ def _refuse_without_room(path: Path) -> None:
         return
     status = os.statvfs(path.parent)
     if status.f_bavail * status.f_frsize < _ROOM_BYTES:
-        raise StoreUnavailableError(
-            f"The disk of {path} is full. Nothing was written; make room and try again."
-        )
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _is_on_read_only_medium(path: Path) -> bool:

@@ -305,8 +305,16 @@ class SecureDb:
             UnsupportedFormatError: Another version of the library has changed the format.
             StoreUnavailableError: The file cannot be read, or the store is closed or forked.
         """
-        with nullcontext(self) if self._is_snapshot else self.snapshot() as moment, moment._file:
-            return verify(moment._file.connection, moment._keys, progress)
+        with nullcontext(self) if self._is_snapshot else self.snapshot() as moment:
+            steps = verify(moment._file.connection, moment._keys)
+            while True:
+                with moment._file:
+                    try:
+                        done, total = next(steps)
+                    except StopIteration as end:
+                        verification: Verification = end.value
+                        return verification
+                progress(done, total)  # outside: its errors are not the file's
 
     def check(self) -> None:
         """Read the header, to see that the file is there and still belongs to these keys.
@@ -360,19 +368,7 @@ class SecureDb:
 
     def close(self) -> None:
         """Close the file and wipe the keys. Closing twice is allowed."""
-        if self._file.closed:
-            return
-        if self._file.is_inherited:  # nobody may be left to give the lock back
-            self._file.close()
-            self._keys.close()
-            return
-        with self._file.lock:
-            if self._file.closed:
-                return
-            try:
-                self._file.close()
-            finally:
-                self._keys.close()
+        self._file.close(self._keys.close)
 
     def _changing(self) -> Writer:
         if self._read_only:

@@ -8,6 +8,7 @@ import os
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Final
@@ -193,28 +194,40 @@ class StoreFile:
         except ValueError:
             self._refuse_closed()
 
-    @property
-    def is_inherited(self) -> bool:
-        """Whether this process was forked from the one that opened the file."""
+    def close(self, wipe: Callable[[], None]) -> None:
+        """Close the connection; closing twice is allowed.
+
+        Args:
+            wipe: Wipes the keys, the canary with them. Called once, whatever the connection does.
+
+        Raises:
+            StoreUnavailableError: SQLite could not close the file; nothing acknowledged is lost.
+        """
+        if self._closed:
+            return
+        if self._is_inherited():  # not ours, and nobody may be left to give the lock back
+            self._closed = True
+            wipe()
+            return
+        with self.lock:
+            if self._closed:
+                return
+            self._closed = True
+            _open_files.discard(self)
+            try:
+                with translated(self.path):
+                    self.connection.close()
+            finally:
+                wipe()
+
+    def _is_inherited(self) -> bool:
         try:
             self._check_canary()
         except StoreUnavailableError:
             return True
-        except ValueError:
+        except ValueError:  # closed by another thread just now
             return False
         return False
-
-    def close(self) -> None:
-        """Close the connection; closing twice is allowed."""
-        if self.is_inherited:  # not ours, and nobody may be left to give the lock back
-            self._closed = True
-            return
-        with self.lock:
-            if not self._closed:
-                self._closed = True
-                _open_files.discard(self)
-                with translated(self.path):
-                    self.connection.close()
 
     def _refuse_closed(self) -> None:
         raise StoreUnavailableError(f"The store {self.path} is closed.")

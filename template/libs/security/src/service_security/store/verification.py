@@ -1,6 +1,6 @@
 """Reads every record of a store and tells which are damaged."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -50,14 +50,19 @@ class Verification:
 
 
 def verify(
-    connection: apsw.Connection, keys: CurrentKeys, progress: Callable[[int, int], None]
-) -> Verification:
+    connection: apsw.Connection, keys: CurrentKeys
+) -> Generator[tuple[int, int], None, Verification]:
     """Read every record, and let SQLite check the structure of the file.
 
     Args:
         connection: Inside a read transaction, so that it all belongs to one moment.
         keys: The keys of that moment.
-        progress: Called now and then with the number of records read and the number of all.
+
+    Yields:
+        Now and then, the number of records read and the number of all.
+
+    Returns:
+        What was found.
     """
     problems = structure_problems(connection)
     rows = rows_out_of_order(connection) if problems else _rows_in_order(connection)
@@ -70,9 +75,9 @@ def verify(
         else:
             damaged.append(Damaged(position, token.hex() if isinstance(token, bytes) else ""))
         if number % _STEP == 0:
-            progress(number, max(number, total))
+            yield number, max(number, total)
     done = whole + len(damaged)
-    progress(done, done)
+    yield done, done
     return Verification(whole, tuple(damaged), tuple(problems))
 
 
