@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -808,6 +809,37 @@ def test_a_reader_behind_a_read_only_mount_sees_what_a_writer_elsewhere_writes(
             assert reader.stdout.readline() == f"{sorted(writer.items())}\n"
         reader.communicate()
         assert reader.returncode == 0
+
+
+@pytest.mark.parametrize("state", ["stopped", "empty", "log"])
+def test_a_reader_without_locks_refuses_a_file_that_somebody_changes(
+    ext4: Disk, template: Path, tmp_path: Path, state: str
+) -> None:
+    """Behind a read-only mount nothing says that another mount of the disk can be written.
+
+    Without the refusal a reader would see old and new records mixed, and no error.
+    """
+    _lay_down(ext4, template, state)
+    (view := tmp_path / "view").mkdir()
+    _run("mount", "--bind", "-o", "ro", ext4.folder, view)
+    with ExitStack() as stack:
+        stack.callback(_run, "umount", view)
+        reader = stack.enter_context(SecureDb.open(view / "records.db", MASTER, read_only=True))
+        snapshot = stack.enter_context(reader.snapshot())
+        assert reader.get(b"one") == snapshot.get(b"one") == b"1"
+        command = (
+            "import sys; from service_security.store import SecureDb\n"
+            "with SecureDb.open(sys.argv[1], bytes(range(32))) as store:\n"
+            "    store.insert(b'one', b'2')\n"
+        )
+        subprocess.run([sys.executable, "-c", command, ext4.database], check=True)
+        for store in (reader, snapshot):
+            for call in (partial(store.get, b"one"), store.verify, store.count, store.check):
+                with pytest.raises(StoreUnavailableError, match="somebody else has changed it"):
+                    call()
+        reader.close()
+        with SecureDb.open(view / "records.db", MASTER, read_only=True) as again:
+            assert again.get(b"one") == b"2"
 
 
 def test_a_read_only_file_system_gets_no_store(ext4: Disk) -> None:
