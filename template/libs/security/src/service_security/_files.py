@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -40,12 +40,8 @@ def create_whole(path: Path, contents: bytes | memoryview) -> bool:
     draft = path.with_name(f".{path.name}.new")
     try:
         draft.unlink(missing_ok=True)
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor
-                file.write(contents)
-                file.flush()
-                os.fsync(file.fileno())
+            _write_whole(draft, contents)
             return publish_new(draft, path)
         finally:
             draft.unlink(missing_ok=True)
@@ -68,6 +64,45 @@ def publish_new(draft: Path, path: Path) -> bool:
         path.unlink(missing_ok=True)  # refused is refused: it is not known to be on the disk
         raise
     return True
+
+
+def replace_whole(path: Path, contents: bytes, check: Callable[[bytes], None]) -> None:
+    """Replace a file by ``contents``, mode 0600, durably: at every moment there is one of the two.
+
+    The caller is the only one that does (``locked``), so that a draft which is there was left by a
+    process that died, and is removed.
+
+    Args:
+        path: The file.
+        contents: What it is to hold.
+        check: Called with what the disk gives back, before the old contents go.
+
+    Raises:
+        ConfigurationError: The folder cannot be written.
+        SecurityError: Whatever ``check`` raises; nothing is changed then.
+    """
+    draft = path.with_name(f".{path.name}.new")
+    try:
+        draft.unlink(missing_ok=True)
+        try:
+            _write_whole(draft, contents)
+            check(draft.read_bytes())
+            draft.replace(path)
+        finally:
+            draft.unlink(missing_ok=True)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise ConfigurationError(
+            f"{path} cannot be replaced: {error.strerror}. Check the folder's owner and mode."
+        ) from error
+
+
+def _write_whole(draft: Path, contents: bytes | memoryview) -> None:
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor
+        file.write(contents)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:
@@ -126,6 +161,36 @@ def held(folder: Path, *, wait: bool) -> Iterator[None]:
                 f"The folder {folder} is in use. Stop the service that runs on it, then run the "
                 "command again."
             ) from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def locked(lock: Path, busy: str) -> Iterator[None]:
+    """Hold a lock file alone, by an exclusive ``flock``; it is made, and stays for the next one.
+
+    Windows has no such lock, and nothing is held there.
+
+    Args:
+        lock: The file.
+        busy: What to say while another process holds it.
+
+    Raises:
+        StoreUnavailableError: Another process holds it, or it cannot be opened.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    try:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise StoreUnavailableError(f"{lock} cannot be used: {error.strerror}.") from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StoreUnavailableError(busy) from None
         yield
     finally:
         os.close(descriptor)

@@ -4,11 +4,19 @@ The file is JSON, ``{"body": "...", "mac": "..."}``. The body is itself JSON, ke
 so that the MAC covers exact bytes::
 
     {"format": "service-security-envelope", "version": 1, "envelope_id": 16 bytes hex,
-     "master_id": 32 bytes hex, "generation": 1, "slots": [{"type": "key-file", "box": base64}]}
+     "master_id": 32 bytes hex, "generation": 1,
+     "slots": [{"type": "key-file", "box": base64, and the provider's own members, all text}]}
 
     mac      = HMAC-SHA256(HKDF(master, envelope_id, info("envelope/mac"), 32), body), hex
-    slot box = sealed_box, magic SSSL, no fields, purpose "slot",
-               context envelope_id || master_id || type
+    slot box = sealed_box, magic SSSL, no fields, purpose "slot", under the wrapping key,
+               context envelope_id || master_id || type || binding
+    binding  = the name of the profile ("passphrase"), the name of the SRK || the PCR selection
+               ("tpm2"), nothing else
+    kept     = a member of the slot "recovery": the recovery key in a sealed_box, magic SSSL,
+               purpose "slot/kept", under the master key, context as above
+
+The recovery key is kept so that every backup opens with the phrase. Whoever has once had the
+master key may therefore have the recovery key too: a new master comes with a new phrase.
 """
 
 import base64
@@ -16,24 +24,24 @@ import hmac
 import json
 import os
 import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, Self
 
-from ..errors import (
-    IntegrityError,
-    KeyUnavailableError,
-    UnsupportedFormatError,
-    WrongKeyError,
-)
+from ..errors import IntegrityError, UnsupportedFormatError, WrongKeyError
 from ..secret_bytes import SecretBytes
 from . import sealed_box
 from .derivation import derive, master_id
-from .key_file import CONTAINER_SECRET, KEY_FILE, read_key
+from .provider import RECOVERY, WrappingKey
 
 FORMAT: Final = "service-security-envelope"
 VERSION: Final = 1
-_MAX_BYTES: Final = 64 * 1024
+MAX_BYTES: Final = 64 * 1024
+"""Size of the largest envelope, in bytes."""
+
+
+_MAGIC: Final = b"SSSL"
+_KEPT: Final = "slot/kept"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +49,13 @@ class Slot:
     """One way to the master key.
 
     Attributes:
-        type: What holds the wrapping key: ``key-file`` or ``container-secret``.
+        type: What the wrapping key comes from, one of ``provider.SLOT_TYPES``.
+        fields: What the provider needs to get it again.
         box: The master key, sealed under the wrapping key.
     """
 
     type: str
+    fields: Mapping[str, str]
     box: bytes
 
 
@@ -57,7 +67,7 @@ class Envelope:
         envelope_id: 16 random bytes.
         master_id: Check value of the master key, 32 bytes.
         generation: Counts the changes of the envelope, from 1.
-        slots: The ways to the master key; the first of a known type is used.
+        slots: The ways to the master key by their type, in the order of the file.
         body: The exact bytes that the MAC covers.
         mac: 32 bytes.
     """
@@ -65,34 +75,70 @@ class Envelope:
     envelope_id: bytes
     master_id: bytes
     generation: int
-    slots: tuple[Slot, ...]
+    slots: Mapping[str, Slot]
     body: bytes
     mac: bytes
 
     @classmethod
-    def create(cls, master: SecretBytes, wrapping_key: SecretBytes, slot_type: str) -> "Envelope":
-        """Return a new envelope of one slot for ``master``."""
-        envelope_id, identifier = os.urandom(16), master_id(master)
-        box = sealed_box.seal(
-            wrapping_key,
-            master,
-            magic=b"SSSL",
-            purpose="slot",
-            context=_slot_context(envelope_id, identifier, slot_type),
-        )
+    def create(cls, master: SecretBytes, keys: Mapping[str, WrappingKey]) -> Self:
+        """Return a new envelope for ``master``, with a slot for each wrapping key by its type."""
+        return cls._sealed(master, os.urandom(16), 1, (), keys)
+
+    def with_slots(
+        self, master: SecretBytes, keys: Mapping[str, WrappingKey], *, keep: Collection[str] = ()
+    ) -> Self:
+        """Return the next generation of this envelope.
+
+        Args:
+            master: Its master key.
+            keys: Wrapping keys for new slots, by type.
+            keep: Types of slots that stay as they are, unless ``keys`` replaces them.
+        """
+        kept = [slot for slot in self.slots.values() if slot.type in keep and slot.type not in keys]
+        return self._sealed(master, self.envelope_id, self.generation + 1, kept, keys)
+
+    @classmethod
+    def _sealed(
+        cls,
+        master: SecretBytes,
+        envelope_id: bytes,
+        generation: int,
+        kept: Collection[Slot],
+        keys: Mapping[str, WrappingKey],
+    ) -> Self:
+        identifier = master_id(master)
+        slots = {slot.type: slot for slot in kept}
+        for slot_type, wrapping in keys.items():
+            context = _slot_context(envelope_id, identifier, slot_type)
+            fields = dict(wrapping.fields)
+            if slot_type == RECOVERY:
+                kept_box = sealed_box.seal(
+                    master, wrapping.key, magic=_MAGIC, purpose=_KEPT, context=context
+                )
+                fields["kept"] = base64.b64encode(kept_box).decode()
+            box = sealed_box.seal(
+                wrapping.key,
+                master,
+                magic=_MAGIC,
+                purpose="slot",
+                context=context + wrapping.binding,
+            )
+            slots[slot_type] = Slot(slot_type, fields, box)
         body = json.dumps(
             {
                 "format": FORMAT,
                 "version": VERSION,
                 "envelope_id": envelope_id.hex(),
                 "master_id": identifier.hex(),
-                "generation": 1,
-                "slots": [{"type": slot_type, "box": base64.b64encode(box).decode()}],
+                "generation": generation,
+                "slots": [
+                    {"type": slot.type, "box": base64.b64encode(slot.box).decode(), **slot.fields}
+                    for slot in slots.values()
+                ],
             }
         ).encode()
-        slots = (Slot(slot_type, box),)
         mac = _mac(master, envelope_id, body)
-        return cls(envelope_id, identifier, 1, slots, body, mac)
+        return cls(envelope_id, identifier, generation, slots, body, mac)
 
     def to_json(self) -> bytes:
         """Return the bytes of the file."""
@@ -108,7 +154,7 @@ class Envelope:
             UnsupportedFormatError: Another version of the library wrote it.
         """
         try:
-            if len(text) > _MAX_BYTES:
+            if len(text) > MAX_BYTES:
                 raise ValueError("too long")
             outer = _members(json.loads(text, object_pairs_hook=_unique), {"body": str, "mac": str})
             body = outer["body"].encode()
@@ -132,137 +178,66 @@ class Envelope:
                     "slots": list,
                 },
             )
-            slots = tuple(
-                Slot(slot["type"], base64.b64decode(slot["box"], validate=True))
-                for slot in (_members(entry, {"type": str, "box": str}) for entry in inner["slots"])
-            )
+            slots = [_slot(entry) for entry in inner["slots"]]
             return cls(
                 _hex(inner["envelope_id"], 16),
                 _hex(inner["master_id"], 32),
                 inner["generation"],
-                slots,
+                _unique([(slot.type, slot) for slot in slots]),
                 body,
                 _hex(outer["mac"], 32),
             )
-        except (ValueError, TypeError, RecursionError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             raise IntegrityError(
                 "It is damaged or is no envelope. Restore it from the backup."
             ) from None
 
-    def open(self, wrapping_key: SecretBytes, slot: Slot) -> SecretBytes:
+    def open(self, wrapping: WrappingKey, slot_type: str) -> SecretBytes:
         """Return the master key out of one slot.
 
         Raises:
-            WrongKeyError: ``wrapping_key`` does not open the slot.
+            KeyError: There is no such slot.
+            WrongKeyError: ``wrapping`` does not open it.
             IntegrityError: The envelope was changed.
             UnsupportedFormatError: Another version of the library wrote the slot.
         """
         master = sealed_box.open_box(
-            wrapping_key,
-            slot.box,
-            magic=b"SSSL",
+            wrapping.key,
+            self.slots[slot_type].box,
+            magic=_MAGIC,
             purpose="slot",
-            context=_slot_context(self.envelope_id, self.master_id, slot.type),
+            context=_slot_context(self.envelope_id, self.master_id, slot_type) + wrapping.binding,
         )[1]
         if not hmac.compare_digest(_mac(master, self.envelope_id, self.body), self.mac):
             master.close()
             raise IntegrityError("It was changed after it was written. Restore it from the backup.")
         return master
 
+    def recovery_key(self, master: SecretBytes) -> SecretBytes | None:
+        """Return the recovery key that is kept for backups; None without a recovery phrase.
 
-@dataclass(frozen=True, slots=True)
-class ServiceKeys:
-    """The two keys of a service, for work that needs both. Close it as soon as it is done.
+        Args:
+            master: Its master key, which proves by ``open`` that the envelope is whole.
 
-    Attributes:
-        master: The master key.
-        wrapping: The key out of the key file, which opens the envelope.
-        slot_type: What the key file is: ``key-file`` or ``container-secret``.
-    """
-
-    master: SecretBytes
-    wrapping: SecretBytes
-    slot_type: str
-
-    def close(self) -> None:
-        """Wipe both keys."""
-        self.master.close()
-        self.wrapping.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-def open_keys(envelope: Path, key_file: Path) -> ServiceKeys:
-    """Return both keys of a service. The caller closes them.
-
-    Args:
-        envelope: The envelope file, beside the data.
-        key_file: The file with the 32-byte wrapping key.
-
-    Raises:
-        KeyUnavailableError: The envelope or the key file is missing or unreadable.
-        ConfigurationError: The key file has a wrong mode, owner or length.
-        WrongKeyError: The key is not the one of this envelope.
-        IntegrityError: The envelope is damaged.
-        UnsupportedFormatError: Another version of the library wrote the envelope.
-    """
-    text = _read(envelope)
-    try:
-        parsed = Envelope.from_json(text)
-        slots = [slot for slot in parsed.slots if slot.type in (KEY_FILE, CONTAINER_SECRET)]
-        if not slots:
-            raise UnsupportedFormatError(
-                "It has no slot that this version of service-security can open. "
-                "Use the version that wrote it."
-            )
-        wrapping = read_key(key_file, slots[0].type)
+        Raises:
+            IntegrityError: It is not what was written.
+            UnsupportedFormatError: Another version of the library wrote it.
+        """
+        slot = self.slots.get(RECOVERY)
+        if slot is None:
+            return None
         try:
-            return ServiceKeys(parsed.open(wrapping, slots[0]), wrapping, slots[0].type)
-        except BaseException:
-            wrapping.close()
-            raise
-    except WrongKeyError:
-        raise WrongKeyError(
-            f"The key in {key_file} does not open {envelope}. Either it is the key of another "
-            "service, or the envelope is damaged; put back the two that belong together."
-        ) from None
-    except (IntegrityError, UnsupportedFormatError) as error:
-        raise type(error)(f"The key envelope {envelope} cannot be used. {error}") from None
-
-
-def open_master_key(envelope: Path, key_file: Path) -> SecretBytes:
-    """Return the master key of a service. The caller closes it.
-
-    Args:
-        envelope: The envelope file, beside the data.
-        key_file: The file with the 32-byte wrapping key.
-
-    Raises:
-        SecurityError: As for ``open_keys``.
-    """
-    keys = open_keys(envelope, key_file)
-    keys.wrapping.close()
-    return keys.master
-
-
-def _read(envelope: Path) -> bytes:
-    try:
-        with envelope.open("rb") as file:
-            return file.read(_MAX_BYTES + 1)
-    except FileNotFoundError:
-        raise KeyUnavailableError(
-            f"There is no key envelope {envelope}. A new service makes its key with `uv run python "
-            "-m service_security init`; where there is data already, put the envelope back from "
-            "the backup: a new key could not read it."
-        ) from None
-    except OSError as error:
-        raise KeyUnavailableError(
-            f"The key envelope {envelope} cannot be read: {error.strerror}."
-        ) from error
+            return sealed_box.open_box(
+                master,
+                base64.b64decode(slot.fields["kept"], validate=True),
+                magic=_MAGIC,
+                purpose=_KEPT,
+                context=_slot_context(self.envelope_id, self.master_id, RECOVERY),
+            )[1]
+        except (KeyError, ValueError, WrongKeyError):
+            raise IntegrityError(
+                "Its recovery slot is damaged. Restore it from the backup."
+            ) from None
 
 
 def _slot_context(envelope_id: bytes, identifier: bytes, slot_type: str) -> bytes:
@@ -272,6 +247,13 @@ def _slot_context(envelope_id: bytes, identifier: bytes, slot_type: str) -> byte
 def _mac(master: SecretBytes, envelope_id: bytes, body: bytes) -> bytes:
     with derive(master, salt=envelope_id, context="envelope/mac") as key, key.view as view:
         return hmac.digest(view, body, "sha256")
+
+
+def _slot(entry: Any) -> Slot:
+    if not isinstance(entry, dict) or not all(type(value) is str for value in entry.values()):
+        raise ValueError("a slot is an object of texts")
+    fields = {name: value for name, value in entry.items() if name not in ("type", "box")}
+    return Slot(entry["type"], fields, base64.b64decode(entry["box"], validate=True))
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,19 +1,24 @@
 """Makes the key of a new service, once.
 
-The never-create rule: a key is made only here, only with no envelope and no encrypted data, and
-no file is ever replaced. Two processes that run at once end with one key file and one envelope.
+The never-create rule: a master key is made only here, only with no envelope and no encrypted data,
+and no file is ever replaced. Two processes that run at once end with one key and one envelope.
 """
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from .._files import create_whole, exists, held, make_private_folder
+from .._files import create_whole, held, make_private_folder
 from ..errors import ConfigurationError, KeyUnavailableError
 from ..secret_bytes import SecretBytes
 from .derivation import KEY_BYTES
-from .envelope import Envelope, open_master_key
-from .key_file import KEY_FILE, read_key
+from .envelope import Envelope
+from .key_file import KeyFile
+from .provider import RECOVERY, KeyProvider
+from .recovery import RecoveryKey
+from .service_keys import envelope_is_there, open_keys
+from .source import KeySource, key_source
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,79 +26,93 @@ class Initialised:
     """What ``initialise`` found and made.
 
     Attributes:
-        created_key: Whether the key file is new.
-        created_envelope: Whether the envelope is new.
+        created: Whether the envelope is new.
+        provider: What opens it.
+        passed_over: Why sources before it in the list were not taken, a sentence each.
+        has_recovery: Whether it opens with a recovery phrase, too.
     """
 
-    created_key: bool
-    created_envelope: bool
+    created: bool
+    provider: KeyProvider
+    passed_over: tuple[str, ...]
+    has_recovery: bool
 
 
 def initialise(
     envelope: Path,
-    key_file: Path,
+    source: KeySource | str,
     *,
-    slot_type: str = KEY_FILE,
+    recovery: Callable[[], SecretBytes | None] = lambda: None,
     holds_encrypted_data: Callable[[], bool],
 ) -> Initialised:
-    """Make the wrapping key (unless it is delivered) and the envelope of a new master key.
+    """Make a master key and its envelope.
 
     Running it again changes nothing: an envelope that opens is left as it is.
 
     Args:
         envelope: Where the envelope belongs, beside the data.
-        key_file: Where the wrapping key belongs, or was delivered.
-        slot_type: ``key-file`` (created with mode 0600 when missing, used when there) or
-            ``container-secret`` (must be there).
+        source: Where the wrapping key is to come from; of a list, the first that can give one
+            here and now. It never falls back afterwards.
+        recovery: Returns the recovery key of a phrase that somebody has written down; closed here.
+            Called once it is known that a key will be made, before anything is.
         holds_encrypted_data: Tells whether data would be lost with a new key. It must answer
             True, or raise, when it cannot know.
 
     Raises:
-        ConfigurationError: Encrypted data without an envelope, a key file of wrong mode, owner
-            or length, or a folder that cannot be written.
-        KeyUnavailableError: The container secret is missing or unreadable, or it cannot be told
-            whether there is an envelope.
+        ConfigurationError: Encrypted data without an envelope, a source that is set up wrongly,
+            or a folder that cannot be written.
+        KeyUnavailableError: No source can give a key, or it cannot be told whether there is an
+            envelope.
         StoreUnavailableError: A folder cannot be opened, or ``holds_encrypted_data`` cannot tell.
         WrongKeyError: An envelope is there and the key does not open it.
         IntegrityError: An envelope is there and is damaged.
     """
-    if _is_there(envelope):
-        open_master_key(envelope, key_file).close()
-        return Initialised(created_key=False, created_envelope=False)
-    if key_file.absolute() == envelope.absolute():
-        raise ConfigurationError(f"{envelope} cannot be the key file: it is the envelope's place.")
+    source = key_source(source)
+    if envelope_is_there(envelope):
+        return _as_it_is(envelope, source)
+    for provider in source.providers:
+        if isinstance(provider, KeyFile) and provider.path.absolute() == envelope.absolute():
+            raise ConfigurationError(
+                f"{envelope} cannot be the key file: it is the envelope's place."
+            )
     if holds_encrypted_data():
         raise ConfigurationError(
             f"There is encrypted data beside {envelope}, but no envelope. A new key could not read "
             "that data. Put the envelope back from the backup; nothing was changed."
         )
-    make_private_folder(envelope.parent)
-    created_key = slot_type == KEY_FILE and _create_key(key_file)
-    with (
-        held(envelope.parent, wait=True),
-        read_key(key_file, slot_type) as wrapping_key,
-        SecretBytes.generate(KEY_BYTES) as master,
-    ):
-        contents = Envelope.create(master, wrapping_key, slot_type).to_json()
-        created_envelope = create_whole(envelope, contents)
-    open_master_key(envelope, key_file).close()  # proves the pair that is on disk now
-    return Initialised(created_key, created_envelope)
+    chosen, passed_over = _first_available(source)
+    with ExitStack() as opened:
+        if recovery_key := recovery():
+            opened.callback(recovery_key.close)
+        make_private_folder(envelope.parent)
+        keys = {chosen.slot_type: opened.enter_context(chosen.protect())}
+        if recovery_key:
+            keys[RECOVERY] = opened.enter_context(RecoveryKey(recovery_key).protect())
+        opened.enter_context(held(envelope.parent, wait=True))
+        master = opened.enter_context(SecretBytes.generate(KEY_BYTES))
+        created = create_whole(envelope, Envelope.create(master, keys).to_json())
+    found = _as_it_is(envelope, source)  # proves what is on disk now
+    return Initialised(created, found.provider, passed_over, found.has_recovery)
 
 
-def _is_there(envelope: Path) -> bool:
-    try:
-        return exists(envelope)  # a dangling link is not "no envelope"
-    except OSError as error:
-        raise KeyUnavailableError(
-            f"Whether there is an envelope {envelope} cannot be told: {error.strerror}."
-        ) from error
+def _first_available(source: KeySource) -> tuple[KeyProvider, tuple[str, ...]]:
+    passed_over: list[str] = []
+    for provider in source.providers[:-1]:
+        try:
+            provider.probe()
+        except KeyUnavailableError as error:  # what is set up wrongly is not passed over
+            passed_over.append(str(error))
+        else:
+            return provider, tuple(passed_over)
+    source.providers[-1].probe()
+    return source.providers[-1], tuple(passed_over)
 
 
-def _create_key(key_file: Path) -> bool:
-    make_private_folder(key_file.parent)
-    with (
-        held(key_file.parent, wait=True),
-        SecretBytes.generate(KEY_BYTES) as fresh,
-        fresh.view as view,
-    ):
-        return create_whole(key_file, view)
+def _as_it_is(envelope: Path, source: KeySource) -> Initialised:
+    with open_keys(envelope, source) as keys:
+        return Initialised(
+            created=False,
+            provider=keys.provider,
+            passed_over=(),
+            has_recovery=keys.recovery is not None,
+        )

@@ -12,15 +12,108 @@ Both hold exactly 32 raw bytes. They differ in who may read the file:
 import os
 import shlex
 import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
+from .._files import create_whole, exists, held, make_private_folder
 from ..errors import ConfigurationError, KeyUnavailableError
 from ..secret_bytes import SecretBytes
 from .derivation import KEY_BYTES
+from .provider import CONTAINER_SECRET, KEY_FILE, WrappingKey
 
-KEY_FILE: Final = "key-file"
-CONTAINER_SECRET: Final = "container-secret"  # noqa: S105 - a kind of slot
+
+@dataclass(frozen=True, slots=True)
+class KeyFile:
+    """A key file of the service's own. ``protect`` makes it when it is not there.
+
+    Attributes:
+        path: The file.
+    """
+
+    path: Path
+    slot_type = KEY_FILE
+
+    def __str__(self) -> str:
+        return f"file:{self.path}"
+
+    def probe(self) -> None:
+        """See that the file can be read, or could be made."""
+        try:
+            if exists(self.path):
+                read_key(self.path, KEY_FILE).close()
+                return
+        except OSError as error:
+            raise _unreadable(self.path, error) from error
+        folder = self.path.absolute().parent
+        while not folder.exists():
+            folder = folder.parent
+        if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+            raise KeyUnavailableError(
+                f"The key file {self.path} cannot be made: {folder} cannot be written by user "
+                f"{os.geteuid() if hasattr(os, 'geteuid') else ''}. Check its owner and mode."
+            )
+
+    def protect(self) -> WrappingKey:
+        """Return the key in the file, which is made first if there is none.
+
+        Raises:
+            KeyUnavailableError: The file cannot be read.
+            ConfigurationError: It has a wrong mode, owner or length, or cannot be made.
+        """
+        make_private_folder(self.path.parent)
+        with (
+            held(self.path.parent, wait=True),
+            SecretBytes.generate(KEY_BYTES) as fresh,
+            fresh.view as view,
+        ):
+            create_whole(self.path, view)
+        return WrappingKey(read_key(self.path, KEY_FILE))
+
+    def unprotect(self, fields: Mapping[str, str]) -> WrappingKey:
+        """Return the key in the file.
+
+        Raises:
+            KeyUnavailableError: The file is missing or cannot be read.
+            ConfigurationError: It has a wrong mode, owner or length.
+        """
+        del fields
+        return WrappingKey(read_key(self.path, KEY_FILE))
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerSecret:
+    """A secret file that somebody delivers. It is never made here.
+
+    Attributes:
+        path: The file.
+        source: Its key source.
+    """
+
+    path: Path
+    source: str
+    slot_type = CONTAINER_SECRET
+
+    def __str__(self) -> str:
+        return self.source
+
+    def probe(self) -> None:
+        """See that the file can be read."""
+        read_key(self.path, CONTAINER_SECRET).close()
+
+    def protect(self) -> WrappingKey:
+        """Return the key in the file.
+
+        Raises:
+            KeyUnavailableError: The file is missing or cannot be read.
+            ConfigurationError: Others may write it, or it does not hold a key.
+        """
+        return WrappingKey(read_key(self.path, CONTAINER_SECRET))
+
+    def unprotect(self, fields: Mapping[str, str]) -> WrappingKey:
+        """Return the key in the file, as ``protect`` does."""
+        del fields
+        return self.protect()
 
 
 def read_key(path: Path, slot_type: str) -> SecretBytes:
@@ -34,39 +127,63 @@ def read_key(path: Path, slot_type: str) -> SecretBytes:
         KeyUnavailableError: The file is missing or may not be read.
         ConfigurationError: Others may read or write it, or it does not hold 32 bytes.
     """
+    # One byte is read beyond the key, so that a longer file is refused and not cut.
+    with read_secret(path, slot_type, KEY_BYTES + 1) as contents, contents.view as view:
+        if len(view) != KEY_BYTES:
+            size = f"{len(view)} bytes" if len(view) < KEY_BYTES else "more than 32 bytes"
+            raise _wrong_length(path, size)
+        return SecretBytes.copy_of(view)
+
+
+def read_secret(path: Path, slot_type: str, limit: int) -> SecretBytes:
+    """Return the first ``limit`` bytes of a file that is guarded as one with a key has to be.
+
+    Args:
+        path: The file; symbolic links are followed.
+        slot_type: ``key-file`` or ``container-secret``, which decides about the mode.
+        limit: The most bytes to read.
+
+    Raises:
+        KeyUnavailableError: The file is missing or may not be read.
+        ConfigurationError: Others may read or write it, or it is empty.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
         raise KeyUnavailableError(
             f"The key file {path} is missing. Put it back, from the backup or the secret store; "
-            "without it the data cannot be read. SERVICE_KEY_FILE says where it is looked for."
+            "without it the data cannot be read. SERVICE_KEY_SOURCE says where it is looked for."
         ) from None
     except OSError as error:
-        raise KeyUnavailableError(
-            f"The key file {path} cannot be opened: {error.strerror}. "
-            "The user that runs the service must be able to read it."
-        ) from error
+        raise _unreadable(path, error) from error
     try:
         _check_owner_and_mode(path, os.fstat(descriptor), slot_type)
-        # One byte is read beyond the key, so that a longer file is refused and not cut.
-        with SecretBytes(KEY_BYTES + 1) as buffer, buffer.view as view:
+        with SecretBytes(limit) as buffer, buffer.view as view:
             count = 0
             while count < len(view) and (read := os.readv(descriptor, [view[count:]])):
                 count += read
-            if count != KEY_BYTES:
-                size = f"{count} bytes" if count < KEY_BYTES else "more than 32 bytes"
-                raise ConfigurationError(
-                    f"The key file {path} holds {size}; a key is exactly {KEY_BYTES} raw bytes, "
-                    "not text and with no line end. Put the right file there."
-                )
-            with view[:KEY_BYTES] as key:
-                return SecretBytes.copy_of(key)
+            if count == 0:
+                raise _wrong_length(path, "0 bytes")
+            with view[:count] as contents:
+                return SecretBytes.copy_of(contents)
     except OSError as error:
-        raise KeyUnavailableError(
-            f"The key file {path} cannot be read: {error.strerror}."
-        ) from error
+        raise _unreadable(path, error) from error
     finally:
         os.close(descriptor)
+
+
+def _unreadable(path: Path, error: OSError) -> KeyUnavailableError:
+    return KeyUnavailableError(
+        f"The key file {path} cannot be read: {error.strerror}. "
+        "The user that runs the service must be able to read it."
+    )
+
+
+def _wrong_length(path: Path, size: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"The key file {path} holds {size}; a key is exactly {KEY_BYTES} raw bytes, "
+        "not text and with no line end. Put the right file there."
+    )
 
 
 def _check_owner_and_mode(path: Path, status: os.stat_result, slot_type: str) -> None:

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Final, Self
+from typing import Self
 
 import apsw
 
@@ -28,6 +28,7 @@ from ..errors import (
     IntegrityError,
     StoreUnavailableError,
 )
+from ..keys.service_keys import MASTER
 from ..progress import Progress
 from ..secret_bytes import SecretBytes
 from .backup_file import BackupFile, Record, new_file, open_backup, taken
@@ -36,9 +37,6 @@ from .batches import BATCH_RECORDS, batches
 from .kind import refuse_lone_log
 from .secure_db import SecureDb
 from .sqlite_errors import translated
-
-MASTER: Final = "master"
-"""Type of the slot that opens with the service's master key."""
 
 
 def write_backup(
@@ -56,8 +54,8 @@ def write_backup(
     Args:
         store: What to back up.
         target: The file to make, mode 0600. It appears when it is whole and on the disk.
-        keys: What is to open it, by type of slot: ``master``, ``key-file``, ``container-secret``.
-            One other than ``master`` at least.
+        keys: What is to open it, by type of slot: ``master``, ``recovery``, and those of
+            ``RAW_TYPES``; one other than ``master`` at least.
         progress: Told after every 500 records.
         on_damage: Called with the position of each damaged record, which is then left out.
             Without it a damaged record stops the backup.
@@ -70,7 +68,7 @@ def write_backup(
     if not keys.keys() - {MASTER}:
         raise ConfigurationError(
             "A backup that opens with the master key only is lost together with the envelope, "
-            "which has the master key. Name the service's key file as well."
+            "which has the master key. Make a recovery phrase: keys recovery-phrase."
         )
     with translated(target):
         if exists(target):

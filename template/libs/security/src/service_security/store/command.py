@@ -9,11 +9,15 @@ from pathlib import Path
 from .._files import exists
 from ..errors import ConfigurationError, IntegrityError, SecurityError
 from ..keys import open_keys, open_master_key
-from ..keys.key_file import CONTAINER_SECRET, KEY_FILE, read_key
+from ..keys.key_file import read_key
+from ..keys.provider import KEY_FILE, RAW_TYPES, RECOVERY
+from ..keys.service_keys import MASTER
 from ..layout import DataFolder
 from ..progress import ProgressLine
 from ..secret_bytes import SecretBytes
-from .backup import MASTER, check_backup, restore_backup, write_backup
+from ..terminal import read_phrase
+from .backup import check_backup, restore_backup, write_backup
+from .backup_file import open_backup
 from .cipher import CIPHERS
 from .info import KeyInfo, read_info, read_keys
 from .kind import Kind, kind_of
@@ -50,7 +54,7 @@ def add_command(
 
     verify = add("verify", _verify, "read and check every record, or a backup; status 1: damaged")
     verify.add_argument("--backup", type=Path, metavar="FILE", help="check this backup instead")
-    _add_backup_key_file(verify)
+    _add_backup_keys(verify)
 
     backup = add("backup", _backup, "write an encrypted backup; the service may run meanwhile")
     backup.add_argument("file", type=Path, metavar="FILE", help="where it goes; never replaced")
@@ -62,19 +66,28 @@ def add_command(
 
     restore = add("restore", _restore, "make the database from a backup; there must be none")
     restore.add_argument("file", type=Path, metavar="FILE", help="the backup")
-    _add_backup_key_file(restore)
+    _add_backup_keys(restore)
     _add_cipher(restore)
 
     _add_cipher(add("import", _import, "replace a plain database by an encrypted one"))
     add("export", _export, "replace an encrypted database by a plain one")
 
 
-def _add_backup_key_file(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+def _add_backup_keys(parser: argparse.ArgumentParser) -> None:
+    keys = parser.add_mutually_exclusive_group()
+    keys.add_argument(
         "--backup-key-file",
         type=Path,
         metavar="FILE",
         help="the key file of the service that wrote the backup, if it is not this service's",
+    )
+    keys.add_argument(
+        "--recovery-phrase",
+        action="store_true",
+        help="open the backup with the recovery phrase of the service that wrote it",
+    )
+    parser.add_argument(
+        "--phrase-file", type=Path, metavar="FILE", help="a file with the recovery phrase"
     )
 
 
@@ -98,9 +111,9 @@ def _info(options: argparse.Namespace) -> int:
     about_key = ""
     if found.header:
         try:
-            with open_master_key(folder.envelope, options.key_file) as master_key:
+            with open_master_key(folder.envelope, options.key_source) as master_key:
                 keys = read_keys(found.header, master_key)
-            about_key = f"{options.key_file} and {folder.envelope} open it:"
+            about_key = f"{options.key_source} and {folder.envelope} open it:"
         except SecurityError as error:
             about_key = f"Its keys cannot be shown. {error}"
     print((to_json if options.json else describe)(found, keys, about_key))
@@ -110,10 +123,10 @@ def _info(options: argparse.Namespace) -> int:
 def _verify(options: argparse.Namespace) -> int:
     if options.backup:
         return _verify_backup(options)
-    if options.backup_key_file:
-        raise ConfigurationError("--backup-key-file is for a backup. Name that with --backup FILE.")
+    if options.backup_key_file or options.recovery_phrase or options.phrase_file:
+        raise ConfigurationError("Those keys are for a backup. Name that with --backup FILE.")
     folder = DataFolder(options.data_dir)
-    with open_master_key(folder.envelope, options.key_file) as master_key:
+    with open_master_key(folder.envelope, options.key_source) as master_key:
         try:
             with (
                 _read_only(folder, master_key) as store,
@@ -139,20 +152,36 @@ def _verify(options: argparse.Namespace) -> int:
 
 def _verify_backup(options: argparse.Namespace) -> int:
     with ExitStack() as opened:
-        if options.backup_key_file:
-            key_file = options.backup_key_file
-            key = opened.enter_context(read_key(key_file, KEY_FILE))
-        else:
-            key_file = options.key_file
-            folder = DataFolder(options.data_dir)
-            key = opened.enter_context(open_keys(folder.envelope, key_file)).wrapping
+        keys, name = _keys_of_another(options, opened) or _own_keys(options, opened)
         try:
             with ProgressLine("checked", shown=not options.quiet) as progress:
-                count = check_backup(options.backup, _as_any_file(key), progress=progress)
+                count = check_backup(options.backup, keys, progress=progress)
         except IntegrityError as error:
             return _say_damage(error)
-    print(f"All {count} records of {options.backup} are whole. {key_file} alone opens it.")
+    print(f"All {count} records of {options.backup} are whole. It opens with {name} alone.")
     return 0
+
+
+def _own_keys(options: argparse.Namespace, opened: ExitStack) -> tuple[dict[str, SecretBytes], str]:
+    """Return the service's keys that open its backups without the envelope."""
+    folder = DataFolder(options.data_dir)
+    own = opened.enter_context(open_keys(folder.envelope, options.key_source))
+    keys = _any_raw_type(own.for_backups())
+    del keys[MASTER]
+    return keys, str(own.provider)
+
+
+def _keys_of_another(
+    options: argparse.Namespace, opened: ExitStack
+) -> tuple[dict[str, SecretBytes], str] | None:
+    """Return the keys that the options name for a backup of another service or another time."""
+    if options.backup_key_file:
+        key = opened.enter_context(read_key(options.backup_key_file, KEY_FILE))
+        return _any_raw_type({KEY_FILE: key}), str(options.backup_key_file)
+    if options.recovery_phrase or options.phrase_file:
+        key = opened.enter_context(read_phrase(options.phrase_file))
+        return {RECOVERY: key}, "the recovery phrase"
+    return None
 
 
 def _say_damage(error: IntegrityError) -> int:
@@ -167,7 +196,7 @@ def _backup(options: argparse.Namespace) -> int:
     folder = DataFolder(options.data_dir)
     target: Path = options.file
     damaged: list[int] = []
-    with open_keys(folder.envelope, options.key_file) as keys:
+    with open_keys(folder.envelope, options.key_source) as keys:
         try:
             with (
                 _read_only(folder, keys.master) as store,
@@ -176,7 +205,7 @@ def _backup(options: argparse.Namespace) -> int:
                 count = write_backup(
                     store,
                     target,
-                    {MASTER: keys.master, keys.slot_type: keys.wrapping},
+                    keys.for_backups(),
                     progress=progress,
                     on_damage=damaged.append if options.leave_out_damaged else None,
                 )
@@ -184,32 +213,37 @@ def _backup(options: argparse.Namespace) -> int:
             raise IntegrityError(
                 f"{error} No backup was written; db verify tells what is damaged and what to do."
             ) from None
-        # Read back with the key file alone, which is all that may be left one day.
+        # Read back with what may be all that is left one day.
+        first, *others = [item for item in keys.for_backups().items() if item[0] != MASTER]
         with ProgressLine("read back", shown=not options.quiet) as progress:
-            check_backup(target, {keys.slot_type: keys.wrapping}, progress=progress)
+            check_backup(target, dict([first]), progress=progress)
+        for other in others:
+            with open_backup(target, dict([other])):
+                pass
+        names = [
+            "the recovery phrase" if slot_type == RECOVERY else str(keys.provider)
+            for slot_type, _ in (first, *others)
+        ]
     for position in damaged:
         print(f"Record {position} is damaged and was left out.")
     size = size_of(target.stat().st_size)
     print(f"{target} holds {count} records, {size}; it was read back and is whole.")
-    print(f"The key file {options.key_file} alone opens it, without the envelope or a TPM.")
-    print("Keep a copy of the key file apart from it: whoever has both reads the records,")
-    print("and without the key file nobody does.")
+    print(f"It opens with {' or '.join(names)}, without the envelope and on any machine.")
+    print("Keep a copy of that apart from it: whoever has both reads the records,")
+    print("and without it nobody does.")
     return 0
 
 
 def _restore(options: argparse.Namespace) -> int:
     folder = DataFolder(options.data_dir)
+    _refuse_to_replace(folder.database)
     with ExitStack() as opened:
-        own = opened.enter_context(open_keys(folder.envelope, options.key_file))
-        keys = {MASTER: own.master, **_as_any_file(own.wrapping)}
-        if options.backup_key_file:
-            other = opened.enter_context(read_key(options.backup_key_file, own.slot_type))
-            keys = _as_any_file(other)
-        _refuse_to_replace(folder.database)
+        own = opened.enter_context(open_keys(folder.envelope, options.key_source))
+        others = _keys_of_another(options, opened)
         progress = opened.enter_context(ProgressLine("restored", shown=not options.quiet))
         count = restore_backup(
             options.file,
-            keys,
+            others[0] if others else _any_raw_type(own.for_backups()),
             folder.database,
             own.master,
             cipher=options.cipher,
@@ -230,9 +264,10 @@ def _refuse_to_replace(database: Path) -> None:
         )
 
 
-def _as_any_file(key: SecretBytes) -> dict[str, SecretBytes]:
-    """Offer a key for both types of slot: the key that a container was given may lie in a file."""
-    return {KEY_FILE: key, CONTAINER_SECRET: key}
+def _any_raw_type(keys: dict[str, SecretBytes]) -> dict[str, SecretBytes]:
+    """Offer a raw key for each type of slot: what a container was given may lie in a file now."""
+    raw = next((key for slot_type, key in keys.items() if slot_type in RAW_TYPES), None)
+    return {**keys, **dict.fromkeys(RAW_TYPES, raw)} if raw else keys
 
 
 def _read_only(folder: DataFolder, master_key: SecretBytes) -> SecureDb:
@@ -251,7 +286,7 @@ def _read_only(folder: DataFolder, master_key: SecretBytes) -> SecureDb:
 def _import(options: argparse.Namespace) -> int:
     folder = DataFolder(options.data_dir)
     with (
-        open_master_key(folder.envelope, options.key_file) as master_key,
+        open_master_key(folder.envelope, options.key_source) as master_key,
         ProgressLine("encrypted", shown=not options.quiet) as progress,
     ):
         done = import_records(folder, master_key, cipher=options.cipher, progress=progress)
@@ -263,7 +298,7 @@ def _import(options: argparse.Namespace) -> int:
 def _export(options: argparse.Namespace) -> int:
     folder = DataFolder(options.data_dir)
     with (
-        open_master_key(folder.envelope, options.key_file) as master_key,
+        open_master_key(folder.envelope, options.key_source) as master_key,
         ProgressLine("exported", shown=not options.quiet) as progress,
     ):
         done = export_records(folder, master_key, progress=progress)

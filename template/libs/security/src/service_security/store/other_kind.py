@@ -20,13 +20,13 @@ from .sqlite_errors import translated
 _COMMAND: Final = "uv run python -m service_security"
 
 
-def refuse_other_kind(database: Path, *, cipher: str, key_file: Path) -> None:
+def refuse_other_kind(database: Path, *, cipher: str, key_source: str) -> None:
     """Refuse to start on plain records, and name the command that imports them.
 
     Args:
         database: The file that the service is about to open.
         cipher: The cipher that the command is to use.
-        key_file: Where the service's key file belongs.
+        key_source: Where the service's key is.
 
     Raises:
         ConfigurationError: The file holds plain records, or a stopped transfer left some beside it.
@@ -34,7 +34,7 @@ def refuse_other_kind(database: Path, *, cipher: str, key_file: Path) -> None:
         StoreUnavailableError: It cannot be read.
     """
     folders = f"--data-dir {shlex.quote(str(database.parent))}"
-    folders += f" --key-file {shlex.quote(str(key_file))}"
+    folders += f" --key-source {shlex.quote(key_source)}"
     if kind_of(database) is Kind.PLAIN:
         first = f"{_COMMAND} init {folders} && "
         raise ConfigurationError(
@@ -66,7 +66,7 @@ def leave_note(database: Path) -> None:
     folder = shlex.quote(str(database.parent))
     text = (
         f"{database.name} is an encrypted database. It opens with envelope.json beside it and "
-        "the service's key file.\n"
+        "the service's key.\n"
         "To take the records out for a service that does not encrypt them, run this in the "
         "version of the service that wrote them:\n"
         f"{_COMMAND} db export --data-dir {folder}\n"

@@ -1,0 +1,118 @@
+"""The recovery phrase: 24 words that open the envelope, and every backup, without anything else.
+
+The wrapping key of the slot ``recovery`` is 32 random bytes. Written down they are words by the
+encoding of BIP 39: eleven bits each, with a checksum of eight bits behind the 256. Words that are
+misheard, left out or swapped are found by it. The key is random, so nothing has to be stretched,
+and the words are the key: there is no passphrase on top of them.
+
+The list is the English one of BIP 39 (``bip39_english.txt``, MIT licence). No two of its words
+share their first four letters, which are enough to type.
+
+A phrase is a ``str``, which Python cannot wipe; it lives while a person reads or types it.
+"""
+
+import hashlib
+import hmac
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+from ..errors import ConfigurationError
+from ..secret_bytes import SecretBytes
+from .derivation import KEY_BYTES
+from .provider import RECOVERY, WrappingKey
+
+WORDS: Final = 24
+_PREFIX: Final = 4
+_BITS: Final = 11
+
+
+@dataclass(frozen=True, slots=True)
+class RecoveryKey:
+    """The provider of a phrase that was typed, or made just now.
+
+    Attributes:
+        key: Its 32 bytes; whoever made them closes them, and each call returns a copy.
+    """
+
+    key: SecretBytes
+    slot_type = RECOVERY
+
+    def __str__(self) -> str:
+        return "the recovery phrase"
+
+    def probe(self) -> None:
+        """Do nothing: what it takes is there."""
+
+    def protect(self) -> WrappingKey:
+        """Return a copy of the key."""
+        with self.key.view as view:
+            return WrappingKey(SecretBytes.copy_of(view))
+
+    def unprotect(self, fields: Mapping[str, str]) -> WrappingKey:
+        """Return a copy of the key."""
+        del fields
+        return self.protect()
+
+
+def phrase_of(key: SecretBytes) -> list[str]:
+    """Return the 24 words of a recovery key."""
+    words = _words()
+    with key.view as view:
+        number = int.from_bytes(view) << 8 | hashlib.sha256(view).digest()[0]
+    shifts = range((WORDS - 1) * _BITS, -1, -_BITS)
+    return [words[number >> shift & 0x7FF] for shift in shifts]
+
+
+def key_of(phrase: str) -> SecretBytes:
+    """Return the recovery key of a phrase.
+
+    Args:
+        phrase: The words, or the first four letters of each, in any case, with anything between
+            them that is no letter: numbers, full stops, line ends.
+
+    Raises:
+        ConfigurationError: It is not 24 words of the list, or their checksum is wrong. The message
+            repeats none of them.
+    """
+    typed = re.findall(r"[a-z]+", phrase.lower())
+    if len(typed) != WORDS:
+        raise ConfigurationError(
+            f"A recovery phrase has {WORDS} words; there are {len(typed)} here. Type them in their "
+            "order, with spaces between them."
+        )
+    numbers = _numbers()
+    unknown = [place for place, word in enumerate(typed, 1) if word not in numbers]
+    if unknown:
+        raise ConfigurationError(
+            f"Of the recovery phrase, these words are not in the list: "
+            f"{', '.join(f'number {place}' for place in unknown)}. Look at how they are written."
+        )
+    number = 0
+    for word in typed:
+        number = number << _BITS | numbers[word]
+    data = bytearray((number >> 8).to_bytes(KEY_BYTES))
+    try:
+        if not hmac.compare_digest(hashlib.sha256(data).digest()[:1], bytes([number & 0xFF])):
+            raise ConfigurationError(
+                "A word of the recovery phrase is wrong or in the wrong place: the words do not "
+                "fit together. Compare each with what was written down."
+            )
+        return SecretBytes.copy_of(data)
+    finally:
+        data[:] = bytes(len(data))
+
+
+@cache
+def _words() -> tuple[str, ...]:
+    text = Path(__file__).with_name("bip39_english.txt").read_text(encoding="ascii")
+    return tuple(text.split())
+
+
+@cache
+def _numbers() -> dict[str, int]:
+    """Return the place of each word in the list, by the word and by its first letters."""
+    return {form: number for number, word in enumerate(_words()) for form in (word, word[:_PREFIX])}

@@ -1,0 +1,193 @@
+"""Opens the master key of a service: its envelope, by the source that the settings name."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Self
+
+from .._files import exists
+from ..errors import (
+    ConfigurationError,
+    IntegrityError,
+    KeyUnavailableError,
+    UnsupportedFormatError,
+    WrongKeyError,
+)
+from ..secret_bytes import SecretBytes
+from .envelope import MAX_BYTES, Envelope
+from .provider import RAW_TYPES, RECOVERY, SLOT_TYPES, KeyProvider, WrappingKey
+from .source import SETTING, KeySource, key_source
+
+MASTER: Final = "master"
+"""What the master key is called among the keys of a backup."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceKeys:
+    """The keys of a service, for work that needs more than the master key. Close it when done.
+
+    Attributes:
+        envelope: What they came out of.
+        provider: What opened it.
+        master: The master key.
+        wrapping: The wrapping key.
+        recovery: The recovery key, if there is a recovery phrase.
+    """
+
+    envelope: Envelope
+    provider: KeyProvider
+    master: SecretBytes
+    wrapping: WrappingKey
+    recovery: SecretBytes | None
+
+    def for_backups(self) -> dict[str, SecretBytes]:
+        """Return the keys that are to open a backup, by the type of its slot.
+
+        A TPM opens nothing on another machine, and a passphrase nothing without its salt, so those
+        backups open with the recovery phrase. The keys stay this object's.
+        """
+        keys = {MASTER: self.master}
+        if self.provider.slot_type in RAW_TYPES:
+            keys[self.provider.slot_type] = self.wrapping.key
+        if self.recovery:
+            keys[RECOVERY] = self.recovery
+        return keys
+
+    def close(self) -> None:
+        """Wipe every key."""
+        self.master.close()
+        self.wrapping.close()
+        if self.recovery:
+            self.recovery.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def open_keys(envelope: Path, source: KeySource | str) -> ServiceKeys:
+    """Return the keys of a service. The caller closes them.
+
+    Args:
+        envelope: The envelope file, beside the data.
+        source: Where the wrapping key is. Of a list, the source counts whose slot is recorded in
+            the envelope: a TPM that is missing is never made up for by another key.
+
+    Raises:
+        KeyUnavailableError: The envelope or the wrapping key cannot be had.
+        ConfigurationError: The source is none, has no slot, or is set up wrongly.
+        WrongKeyError: The key is not the one of this envelope.
+        IntegrityError: The envelope is damaged.
+        UnsupportedFormatError: Another version of the library wrote the envelope.
+    """
+    source = key_source(source)
+    parsed = read_envelope(envelope)
+    provider = _recorded(envelope, parsed, source)
+    try:
+        return open_with(parsed, provider)
+    except WrongKeyError:
+        raise WrongKeyError(
+            f"The key from {provider} does not open {envelope}. Either it is the key of another "
+            "service, or the envelope is damaged; put back the two that belong together."
+        ) from None
+    except (IntegrityError, UnsupportedFormatError) as error:
+        raise _unusable(envelope, error) from None
+
+
+def open_master_key(envelope: Path, source: KeySource | str) -> SecretBytes:
+    """Return the master key of a service. The caller closes it.
+
+    Args:
+        envelope: The envelope file, beside the data.
+        source: Where the wrapping key is, as for ``open_keys``.
+
+    Raises:
+        SecurityError: As for ``open_keys``.
+    """
+    with open_keys(envelope, source) as keys, keys.master.view as view:
+        return SecretBytes.copy_of(view)
+
+
+def open_with(envelope: Envelope, provider: KeyProvider) -> ServiceKeys:
+    """Return the keys of a parsed envelope, by one provider that has a slot in it.
+
+    Raises:
+        SecurityError: As for ``open_keys``, without the names of files.
+    """
+    wrapping = provider.unprotect(envelope.slots[provider.slot_type].fields)
+    try:
+        master = envelope.open(wrapping, provider.slot_type)
+        try:
+            recovery = envelope.recovery_key(master)
+        except BaseException:
+            master.close()
+            raise
+    except BaseException:
+        wrapping.close()
+        raise
+    return ServiceKeys(envelope, provider, master, wrapping, recovery)
+
+
+def read_envelope(path: Path) -> Envelope:
+    """Return a parsed envelope, of which nothing is trusted yet.
+
+    Raises:
+        KeyUnavailableError: It is missing or cannot be read.
+        IntegrityError: It is damaged.
+        UnsupportedFormatError: Another version of the library wrote it.
+    """
+    try:
+        with path.open("rb") as file:
+            text = file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise KeyUnavailableError(
+            f"There is no key envelope {path}. A new service makes its key with `uv run python "
+            "-m service_security init`; where there is data already, put the envelope back from "
+            "the backup: a new key could not read it."
+        ) from None
+    except OSError as error:
+        raise KeyUnavailableError(
+            f"The key envelope {path} cannot be read: {error.strerror}."
+        ) from error
+    try:
+        return Envelope.from_json(text)
+    except (IntegrityError, UnsupportedFormatError) as error:
+        raise _unusable(path, error) from None
+
+
+def envelope_is_there(path: Path) -> bool:
+    """Tell whether there is an envelope; a dangling link is not "no envelope".
+
+    Raises:
+        KeyUnavailableError: It cannot be told, which never counts as none.
+    """
+    try:
+        return exists(path)
+    except OSError as error:
+        raise KeyUnavailableError(
+            f"Whether there is an envelope {path} cannot be told: {error.strerror}."
+        ) from error
+
+
+def _recorded(path: Path, envelope: Envelope, source: KeySource) -> KeyProvider:
+    for provider in source.providers:
+        if provider.slot_type in envelope.slots:
+            return provider
+    known = [slot_type for slot_type in envelope.slots if slot_type in SLOT_TYPES]
+    if not known:
+        raise UnsupportedFormatError(
+            f"The key envelope {path} has no slot that this version of service-security can open. "
+            "Use the version that wrote it."
+        )
+    raise ConfigurationError(
+        f"{path} opens by {' or '.join(known)}, and {SETTING} is {source}, which is none of them. "
+        f"Set {SETTING} to where the key is, or move the key there: `keys reseal`; with the "
+        "recovery phrase: `keys recover`."
+    )
+
+
+def _unusable(
+    path: Path, error: IntegrityError | UnsupportedFormatError
+) -> IntegrityError | UnsupportedFormatError:
+    return type(error)(f"The key envelope {path} cannot be used. {error}")
