@@ -30,6 +30,10 @@ benchmark *ARGS:
 security-benchmark *ARGS:
     uv run --group peers python -m benchmarks.store "$@"
 
+# Time a key out of a software TPM beside tpm2-tools and tpm2-pytss; arguments: --rounds, --pytss PYTHON, --json
+tpm-benchmark *ARGS:
+    uv run python -m benchmarks.tpm "$@"
+
 # Check everything and tag vVERSION; --export DIR also writes the task-free channel
 release VERSION *ARGS:
     uv run python -m scripts.release "$@"

@@ -13,6 +13,7 @@ from hypothesis import settings
 
 from service_security.keys.tpm import TpmReport
 from service_security.keys.tpm.address import Address
+from service_security.keys.tpm.client import READ_PUBLIC
 from service_security.keys.tpm.framing import ALGORITHMS, CURVES, GET_TEST_RESULT, PROPERTIES
 from service_security.keys.tpm.report import ask
 
@@ -26,12 +27,17 @@ def response(parameters: bytes = b"", code: int = 0, tag: int = 0x8001) -> bytes
 
 
 class FakeTpm:
-    """A TPM in memory, whose lists, page size and first response codes a test chooses."""
+    """A TPM in memory, whose lists, page size and first response codes a test chooses.
+
+    Attributes:
+        root_key: Its response to the question for the root key that it keeps; there is none.
+    """
 
     def __init__(self, *codes: int, page: int = 1000, test_result: int = 0) -> None:
         self.codes = list(codes)
         self.page = page
         self.test_result = test_result
+        self.root_key = b""
         self.commands: list[int] = []
         self.lists: dict[int, dict[int, int]] = {
             PROPERTIES: {
@@ -42,6 +48,7 @@ class FakeTpm:
                 0x10B: 7,
                 0x10C: 0xFE,
                 0x200: 0,
+                0x201: 0b10,
                 0x20E: 1,
                 0x20F: 32,
                 0x210: 600,
@@ -54,12 +61,14 @@ class FakeTpm:
     def exchange(self, command: bytes) -> bytes:
         """Answer a command."""
         tag, size, code = struct.unpack_from(">HII", command)
-        assert (tag, size) == (0x8001, len(command))
+        assert (tag, size) == (0x8001, len(command)), "no session is opened, no password is given"
         self.commands.append(code)
         if self.codes:
             return response(code=self.codes.pop(0))
         if code == GET_TEST_RESULT:
             return response(struct.pack(">HI", 0, self.test_result))
+        if code == READ_PUBLIC:
+            return self.root_key or response(code=0x18B)
         capability, first, count = struct.unpack_from(">III", command, 10)
         form = {PROPERTIES: ">II", ALGORITHMS: ">HI", CURVES: ">H"}[capability]
         items = [item for item in self.lists[capability].items() if item[0] >= first]

@@ -16,12 +16,49 @@ from service_security.keys.tpm.framing import (
     build_command,
     parse_capability,
     parse_response,
+    split_authorized,
 )
 
 
 def test_command_that_is_too_large_is_refused() -> None:
     with pytest.raises(ValueError, match="4096 bytes; this one has 4097"):
         build_command(GET_CAPABILITY, bytes(4087))
+
+
+def test_command_has_the_layout_of_the_specification() -> None:
+    assert build_command(0x17A, b"parameters").hex(" ", 2) == (
+        "8001 0000 0014 0000 017a " + b"parameters".hex(" ", 2)
+    )
+    command = build_command(0x17A, b"p", handles=(0x80000000, 1), authorization=b"four")
+    assert command.hex() == "80020000001b0000017a800000000000000100000004" + (b"four" + b"p").hex()
+
+
+@pytest.mark.parametrize(
+    ("answer", "sessions", "told"),
+    [
+        (response(b"x"), True, "outside of the session"),
+        (response(b"x", tag=0x8002), False, "with a session where none"),
+        (response(code=0x101, tag=0x8002), True, "with a session where none"),
+        (response(code=0x101, tag=0x8002), False, "with a session where none"),
+    ],
+)
+def test_answer_in_another_session_than_the_question_is_told(
+    answer: bytes, sessions: bool, told: str
+) -> None:
+    with pytest.raises(NotATpmError, match=told):
+        parse_response(answer, sessions=sessions)
+    assert parse_response(response(b"x", tag=0x8002), sessions=True) == (0, b"x")
+    assert parse_response(response(code=0x101), sessions=True) == (0x101, b"")
+
+
+@fuzz
+@given(st.binary(max_size=20))
+def test_any_bytes_are_parameters_and_authorization_or_refused(data: bytes) -> None:
+    try:
+        parameters, authorization = split_authorized(data)
+    except NotATpmError:
+        return
+    assert len(parameters).to_bytes(4) + parameters + authorization == data
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,16 @@ from hypothesis import strategies as st
 
 from fake_tpm import ADDRESS, FakeTpm, fuzz, response
 from service_security.keys.tpm import TpmError, TpmReport, framing
+from service_security.keys.tpm.areas import ROOT_KEY_TEMPLATES, name_of
+from service_security.keys.tpm.client import READ_PUBLIC
 from service_security.keys.tpm.command import describe
-from service_security.keys.tpm.errors import NotATpmError, TpmFailedError
+from service_security.keys.tpm.errors import (
+    NotATpmError,
+    TpmFailedError,
+    TpmOwnerError,
+    TpmUnsuitableError,
+)
+from service_security.keys.tpm.marshalling import sized
 
 
 def test_report_tells_what_the_tpm_tells() -> None:
@@ -19,6 +27,8 @@ def test_report_tells_what_the_tpm_tells() -> None:
         vendor="Part 7",
         firmware="00000007.000000fe",
         missing_algorithms=(),
+        root_key=False,
+        owner_hierarchy=True,
         owner_password=False,
         lockout_password=False,
         locked_out=False,
@@ -54,8 +64,54 @@ def test_missing_algorithm_makes_it_unusable(capability: int, item: int, missing
     del fake.lists[capability][item]
     report = fake.ask()
     assert report.missing_algorithms == (missing,)
-    assert not report.usable
-    assert f"cannot be used for a key: it lacks {missing}." in describe(report)
+    assert isinstance(report.obstacle, TpmUnsuitableError)
+    assert f"cannot be used for a key. The TPM lacks {missing}, so" in describe(report)
+
+
+def kept(public: bytes) -> bytes:
+    """Return the response that a root key with this public area is kept."""
+    return response(sized(public) + sized(name_of(public)) + sized(b"qualified name"))
+
+
+POINT = sized(b"x" * 32) + sized(b"y" * 32)
+ROOT_KEY = ROOT_KEY_TEMPLATES[1][:-4] + POINT
+
+
+def test_owner_password_is_an_obstacle_without_a_root_key() -> None:
+    fake = FakeTpm()
+    fake.lists[framing.PROPERTIES][0x200] = 1
+    obstacle = fake.ask().obstacle
+    assert isinstance(obstacle, TpmOwnerError)
+    assert "tpm2_createprimary" in str(obstacle)
+    assert "tpm2_evictcontrol" in str(obstacle)
+    fake.root_key = kept(ROOT_KEY)
+    assert fake.ask().root_key
+    assert fake.ask().obstacle is None
+
+
+@pytest.mark.parametrize("position", range(len(ROOT_KEY) - len(POINT)))
+def test_foreign_key_in_the_place_of_the_root_key_is_none(position: int) -> None:
+    """Every byte of the public area counts, only the point is the key's own."""
+    fake = FakeTpm()
+    fake.root_key = kept(overwrite(position, bytes([ROOT_KEY[position] ^ 1]))(ROOT_KEY))
+    assert not fake.ask().root_key
+    fake.root_key = kept(ROOT_KEY)
+    assert fake.ask().root_key
+
+
+def test_root_key_with_another_name_is_told() -> None:
+    fake = FakeTpm()
+    fake.root_key = response(sized(ROOT_KEY) + sized(name_of(b"")) + sized(b""))
+    with pytest.raises(NotATpmError, match="name of its root key"):
+        fake.ask()
+
+
+def test_owner_hierarchy_that_is_off_is_an_obstacle() -> None:
+    """The bit of TPMA_STARTUP_CLEAR (Part 2, 8.7)."""
+    fake = FakeTpm()
+    fake.lists[framing.PROPERTIES][0x201] = 0xFFFFFFFD
+    assert not fake.ask().owner_hierarchy
+    assert "owner hierarchy is switched off" in str(fake.ask().obstacle)
 
 
 @pytest.mark.parametrize("page", [1, 2, 3])
@@ -78,10 +134,10 @@ def test_only_questions_are_asked() -> None:
     """The probe sends no command that could change anything."""
     fake = FakeTpm(page=3)
     fake.ask()
-    assert set(fake.commands) == {framing.GET_CAPABILITY, framing.GET_TEST_RESULT}
+    assert set(fake.commands) == {framing.GET_CAPABILITY, framing.GET_TEST_RESULT, READ_PUBLIC}
 
 
-@pytest.mark.parametrize("number", [0x100, 0x105, 0x10B, 0x10C, 0x200, 0x20E, 0x20F, 0x210])
+@pytest.mark.parametrize("number", [0x100, 0x105, 0x10B, 0x10C, 0x200, 0x201, 0x20E, 0x20F, 0x210])
 def test_missing_property_is_told(number: int) -> None:
     fake = FakeTpm()
     del fake.lists[framing.PROPERTIES][number]
@@ -113,7 +169,7 @@ def test_failed_self_test_is_told() -> None:
 
 @pytest.mark.parametrize("result", [0x153, 0x90A])  # TPM_RC_NEEDS_TEST, TPM_RC_TESTING
 def test_self_test_to_come_is_no_failure(result: int) -> None:
-    assert FakeTpm(test_result=result).ask().usable
+    assert FakeTpm(test_result=result).ask().obstacle is None
 
 
 class DamagedTpm(FakeTpm):

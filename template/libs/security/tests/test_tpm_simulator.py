@@ -1,70 +1,21 @@
-"""The probe of a real software TPM.
+"""The probe of a real software TPM."""
 
-swtpm and tpm2-tools are packages of Debian, Ubuntu and Alpine. Without them these tests are
-skipped, or fail if ``SERVICE_SECURITY_REQUIRE_TPM=1``.
-"""
-
-import contextlib
 import hashlib
-import os
 import re
-import shutil
-import socket
 import struct
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from fake_tpm import character_device
-from service_security.keys.tpm import TpmError, probe
+from service_security.keys.tpm import probe
 from service_security.keys.tpm.address import Address, parse_address
 from service_security.keys.tpm.errors import TpmFailedError
 from service_security.keys.tpm.framing import GET_CAPABILITY, PROPERTIES
 from service_security.keys.tpm.transport import execute, open_transport
-
-HANDLES = 1
-STARTED = "not-need-init,startup-clear"
-
-
-def need(program: str) -> None:
-    """Skip the test without ``program``, or fail it where a TPM is required."""
-    if shutil.which(program) is None:
-        message = f"{program} is not installed (packages: swtpm, tpm2-tools)"
-        if os.environ.get("SERVICE_SECURITY_REQUIRE_TPM") == "1":
-            pytest.fail(message)
-        pytest.skip(message)
-
-
-@contextlib.contextmanager
-def swtpm(folder: Path, *endpoints: str, flags: str, at: Address) -> Iterator[bool]:
-    """Run a software TPM with its state in ``folder``; say whether it came up."""
-    need("swtpm")
-    command = ["swtpm", "socket", "--tpm2", "--tpmstate", f"dir={folder},mode=0600", *endpoints]
-    quiet = subprocess.DEVNULL
-    process = subprocess.Popen([*command, "--flags", flags], stdout=quiet, stderr=quiet)
-    try:
-        deadline = time.monotonic() + 10
-        while process.poll() is None and time.monotonic() < deadline:
-            with contextlib.suppress(TpmError), open_transport(at, timeout=1):
-                break
-            time.sleep(0.005)
-        yield process.poll() is None
-    finally:
-        process.terminate()
-        process.wait(10)
-
-
-@contextlib.contextmanager
-def unix_swtpm(folder: Path, flags: str = STARTED) -> Iterator[str]:
-    """Run a software TPM on a UNIX socket in ``folder``."""
-    path = folder / "socket"
-    at = Address("unix", str(path))
-    with swtpm(folder, "--server", f"type=unixio,path={path}", flags=flags, at=at) as running:
-        assert running
-        yield str(at)
+from software_tpm import HANDLES, need, tcp_swtpm, unix_swtpm
 
 
 @pytest.fixture(scope="module")
@@ -77,30 +28,19 @@ def software_tpm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def tcp_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """Port of a software TPM, whose control channel is the next port, as tpm2-tools want it."""
-    for attempt in range(20):
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
-        with swtpm(
-            tmp_path_factory.mktemp(f"tcp{attempt}"),
-            *("--server", f"type=tcp,port={port},bindaddr=127.0.0.1"),
-            *("--ctrl", f"type=tcp,port={port + 1},bindaddr=127.0.0.1"),
-            flags=STARTED,
-            at=Address("tcp", "127.0.0.1", port),
-        ) as running:
-            if running:
-                yield port
-                return
-    pytest.fail("no two neighbouring ports were free")
+    with tcp_swtpm(tmp_path_factory.mktemp("tcp")) as port:
+        yield port
 
 
 def test_software_tpm_can_be_used_and_tells_who_it_is(software_tpm: str) -> None:
     """A TPM fresh from its maker is usable, over a UNIX socket."""
     report = probe(software_tpm)
-    assert report.usable
+    assert report.obstacle is None
     assert str(report.address) == software_tpm
     assert (report.manufacturer, report.vendor) == ("IBM", "SW TPM")
     assert re.fullmatch("[0-9a-f]{8}\\.[0-9a-f]{8}", report.firmware)
     assert report.missing_algorithms == ()
+    assert (report.root_key, report.owner_hierarchy) == (False, True)
     assert (report.owner_password, report.lockout_password, report.locked_out) == (False,) * 3
     assert (report.failed_tries, report.max_tries, report.lockout_interval) == (0, 3, 1000)
 
@@ -189,7 +129,7 @@ def test_lock_out_is_reported_and_is_no_error(tmp_path: Path) -> None:
         set_max_tries(address, 0)  # so none is left (Part 3, 25.3)
         report = probe(address)
     assert report.locked_out
-    assert not report.usable
+    assert report.obstacle is None, "a sealed key has no password that counts"
 
 
 def test_tpm_that_was_not_started_is_told(tmp_path: Path) -> None:

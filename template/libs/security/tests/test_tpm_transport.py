@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import select
 import socket
 import struct
 import threading
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from fake_tpm import FakeTpm, character_device, response
-from service_security.errors import KeyUnavailableError
+from service_security.errors import IntegrityError, KeyUnavailableError
 from service_security.keys.tpm import TpmError, errors, probe
 from service_security.keys.tpm.address import parse_address
 from service_security.keys.tpm.framing import GET_TEST_RESULT
@@ -28,8 +29,11 @@ NOBODY = 65534
 def test_tpm_errors_are_those_of_an_unavailable_key() -> None:
     """Callers that know keys alone need not know TPMs."""
     kinds = {kind for kind in vars(errors).values() if isinstance(kind, type)}
-    assert {kind.__base__ for kind in kinds - {TpmError, KeyUnavailableError}} == {TpmError}
+    told_apart = kinds - {TpmError, KeyUnavailableError, IntegrityError}
+    assert len(told_apart) == 14
+    assert told_apart - {errors.SealedKeyDamagedError} == set(TpmError.__subclasses__())
     assert issubclass(TpmError, KeyUnavailableError)
+    assert errors.SealedKeyDamagedError.__base__ is IntegrityError
 
 
 def test_no_device_is_told(tmp_path: Path) -> None:
@@ -173,11 +177,18 @@ def test_other_devices_are_not_a_tpm(path: str, kind: type[TpmError]) -> None:
         (response(bytes(5)), "ends early"),
         (response(bytes(7)), "goes on after its end"),
         (response(struct.pack(">HI", 500, 0)), "ends early"),
-        (response(code=0x143), "refuses command 0x17c with response code 0x143"),
     ],
 )
 def test_answer_with_one_thing_wrong_is_told(answer: bytes, told: str) -> None:
     with character_device(lambda _: answer) as path, pytest.raises(errors.NotATpmError, match=told):
+        probe(path)
+
+
+def test_command_that_is_refused_is_told() -> None:
+    with (
+        character_device(lambda _: response(code=0x143)) as path,
+        pytest.raises(errors.TpmRefusedError, match=r"refuses command 0x17c .* code 0x143"),
+    ):
         probe(path)
 
 
@@ -294,6 +305,9 @@ def test_tpm_that_stays_busy_is_not_asked_for_ever() -> None:
     ("code", "kind", "told"),
     [
         (0x921, errors.TpmLockedOutError, "locked out"),
+        *((code, errors.TpmBusyError, "no room left") for code in range(0x901, 0x907)),
+        (0x920, errors.TpmBusyError, "cannot write its own memory"),
+        (0x923, errors.TpmBusyError, "cannot write its own memory"),
         (0x100, errors.TpmFailedError, "has not been started"),
         (0x101, errors.TpmFailedError, "failure mode"),
         (0x12D, errors.TpmFailedError, "upgrade of its firmware"),
@@ -303,3 +317,46 @@ def test_refusal_is_told_by_its_kind(code: int, kind: type[TpmError], told: str)
     """Response codes that say what is wrong with the TPM itself."""
     with pytest.raises(kind, match=told):
         execute(FakeTpm(code), GET_TEST_RESULT)
+
+
+# ------------------------------------------------------------------ interrupted
+
+
+@pytest.mark.parametrize("before", [0, 4, 12])
+def test_interrupted_response_is_not_taken_for_the_next_one(before: int, tmp_path: Path) -> None:
+    """An interrupt comes before a response, or when only some bytes of it were read."""
+    interrupted = threading.Event()
+    answers = [response(b"the first"), response(b"the second")]
+
+    def serve(connection: socket.socket) -> None:
+        assert connection.recv(100) == b"first"
+        connection.sendall(answers[0][:before])
+        interrupted.wait(10)
+        connection.sendall(answers[0][before:])
+        assert connection.recv(100) == b"second"
+        connection.sendall(answers[1])
+
+    with (
+        listener(tmp_path, serve) as address,
+        open_transport(parse_address(address)) as transport,
+    ):
+        real, waits = select.poll, iter(range(2 if before else 1))
+
+        class Interrupted:
+            """Polls that are interrupted when nothing more comes."""
+
+            def register(self, descriptor: int, event: int) -> None:
+                self.poller = real()
+                self.poller.register(descriptor, event)
+
+            def poll(self, timeout: float) -> list[tuple[int, int]]:
+                if next(waits, None) is None:
+                    raise KeyboardInterrupt
+                return self.poller.poll(timeout)
+
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(select, "poll", Interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                transport.exchange(b"first")
+        interrupted.set()
+        assert transport.exchange(b"second") == answers[1]

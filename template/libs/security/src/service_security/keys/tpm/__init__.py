@@ -1,6 +1,7 @@
-"""Can this machine and this user use a TPM 2.0? A probe that changes nothing in it.
+"""A key held by a TPM 2.0, and whether this machine and this user can use one.
 
-Each module uses those before it: errors, address, framing, transport, report, command.
+Each module uses those before it: errors, address, marshalling, framing, transport, areas, pcrs,
+session, client, root_key, report, slot, provider, command.
 """
 
 from .command import add_command

@@ -52,8 +52,9 @@ def parse_address(text: str) -> Address:
         if kind == "tcp" and re.fullmatch("[1-9][0-9]{0,4}", port) and int(port) < 65536:
             return Address("tcp", _loopback(host), int(port))
     raise ConfigurationError(
-        f"{text[:120]!a} is not the address of a TPM. Set SERVICE_TPM to a device like "
-        "/dev/tpmrm0, or to a software TPM like unix:/run/swtpm/socket or tcp:127.0.0.1:2321."
+        f"{text[:120]!a} is not the address of a TPM. It has to be a device like /dev/tpmrm0, or a "
+        "software TPM like unix:/run/swtpm/socket or tcp:127.0.0.1:2321; in SERVICE_KEY_SOURCE, "
+        "tpm2: goes before it."
     )
 
 

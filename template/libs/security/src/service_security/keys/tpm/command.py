@@ -1,10 +1,13 @@
 """The command ``tpm``: prints what the TPM says of itself, and changes nothing in it."""
 
-import argparse
 import os
+from typing import TYPE_CHECKING
 
 from .address import DEFAULT_ADDRESS
 from .report import NEEDED_ALGORITHMS, TpmReport, probe
+
+if TYPE_CHECKING:
+    import argparse
 
 
 def add_command(subcommands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -18,17 +21,26 @@ def add_command(subcommands: "argparse._SubParsersAction[argparse.ArgumentParser
     )
     parser.add_argument(
         "--address",
-        default=os.environ.get("SERVICE_TPM") or DEFAULT_ADDRESS,
+        default=_address_of(os.environ.get("SERVICE_KEY_SOURCE", "")),
         help="a device, unix:/path or tcp:127.0.0.1:port of a software TPM "
-        "(default: SERVICE_TPM, else /dev/tpmrm0)",
+        "(default: the one in SERVICE_KEY_SOURCE, else /dev/tpmrm0)",
     )
     parser.set_defaults(run=_run)
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def _address_of(key_source: str) -> str:
+    """Return the address of the first TPM among the key sources of a list."""
+    for source in key_source.split(","):
+        scheme, _, address = source.strip().partition(":")
+        if scheme == "tpm2":
+            return address or DEFAULT_ADDRESS
+    return DEFAULT_ADDRESS
+
+
+def _run(arguments: "argparse.Namespace") -> int:
     report = probe(arguments.address)
     print(describe(report))
-    return 0 if report.usable else 1
+    return 0 if report.obstacle is None else 1
 
 
 def describe(report: TpmReport) -> str:
@@ -38,23 +50,21 @@ def describe(report: TpmReport) -> str:
         "manufacturer": f"{report.manufacturer} {report.vendor}".rstrip(),
         "firmware": report.firmware,
         **{name: "missing" if name in missing else "present" for name in NEEDED_ALGORITHMS},
+        "root key": "kept" if report.root_key else "made when needed",
+        "owner hierarchy": "on" if report.owner_hierarchy else "off",
         "owner password": "set" if report.owner_password else "not set",
         "lock-out password": "set" if report.lockout_password else "not set",
         "lock-out": "active" if report.locked_out else "not active",
         "failed tries": f"{report.failed_tries} of {report.max_tries}",
     }
-    if missing:
-        verdict = f"It cannot be used for a key: it lacks {' and '.join(missing)}."
-    elif report.locked_out:
+    verdict = f"It cannot be used for a key. {report.obstacle}"
+    if report.obstacle is None:
         verdict = (
-            "It cannot be used for a key now: it is locked out after too many wrong passwords. "
-            f"It forgives one every {report.lockout_interval} s."
+            "This user can use it for a key, with the key source tpm2 (docs/security/TPM.md).\n"
+            "That was found out without putting anything into it."
         )
-    else:
-        verdict = "This user can use it for a key."
     return (
         f"TPM 2.0 at {report.address}\n"
         + "".join(f"  {name:<19}{value}\n" for name, value in rows.items())
-        + f"\n{verdict}\nNothing is kept in it: "
-        "the key of this version is in the key file or container secret."
+        + f"\n{verdict}"
     )

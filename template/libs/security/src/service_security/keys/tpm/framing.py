@@ -1,12 +1,14 @@
-"""Commands and responses of a TPM, without sessions. Nothing that a device says is trusted.
+"""Commands and responses of a TPM. Nothing that a device says is trusted.
 
 Every size and count is checked before use, and what does not fit is a `NotATpmError`.
 
 Layouts, big-endian (TCG TPM 2.0 Library, Part 1, 18; Part 2, 10.10 and 6.12; Part 3, 10.4 and
-30.2)::
+30.2). The part in brackets is there with an authorization, and only then::
 
-    command       = tag u16 || size u32 || command code u32 || parameters
-    response      = tag u16 || size u32 || response code u32 || parameters
+    command       = tag u16 || size u32 || command code u32 || handles
+                    || [size u32 || authorization] || parameters
+    response      = tag u16 || size u32 || response code u32 || handle
+                    || [size u32] || parameters || [authorization]
     GetCapability = capability u32 || first u32 || count u32
                  -> more data u8 || capability u32 || count u32 || items
     property item = property u32 || value u32         (TPM_CAP_TPM_PROPERTIES)
@@ -16,9 +18,11 @@ Layouts, big-endian (TCG TPM 2.0 Library, Part 1, 18; Part 2, 10.10 and 6.12; Pa
 """
 
 import struct
+from collections.abc import Sequence
 from typing import Final
 
 from .errors import NotATpmError, malformed
+from .marshalling import Reader
 
 HEADER_SIZE: Final = 10
 MAX_MESSAGE: Final = 4096
@@ -35,12 +39,31 @@ _TPM_1_2_RESPONSE = 0x00C4
 _ITEM_SIZES = {ALGORITHMS: (2, 4), PROPERTIES: (4, 4), CURVES: (2, 0)}
 
 
-def build_command(code: int, parameters: bytes) -> bytes:
-    """Return a command; its parameters are at most 4,086 bytes."""
-    size = HEADER_SIZE + len(parameters)
+def build_command(
+    code: int,
+    parameters: bytes = b"",
+    *,
+    handles: Sequence[int] = (),
+    authorization: bytes = b"",
+) -> bytes:
+    """Return a command of at most 4,096 bytes.
+
+    Args:
+        code: The command code (Part 2, 6.5).
+        parameters: What follows handles and authorization.
+        handles: What the command works on.
+        authorization: Of a password or a session (Part 1, 18.6); without one, the command has no
+            sessions.
+    """
+    body = b"".join(handle.to_bytes(4) for handle in handles)
+    if authorization:
+        body += len(authorization).to_bytes(4) + authorization
+    body += parameters
+    size = HEADER_SIZE + len(body)
     if size > MAX_MESSAGE:
         raise ValueError(f"A TPM takes commands of {MAX_MESSAGE} bytes; this one has {size}.")
-    return struct.pack(">HII", _NO_SESSIONS, size, code) + parameters
+    tag = _SESSIONS if authorization else _NO_SESSIONS
+    return struct.pack(">HII", tag, size, code) + body
 
 
 def declared_size(start: bytes) -> int:
@@ -49,7 +72,7 @@ def declared_size(start: bytes) -> int:
     Raises:
         NotATpmError: It does not begin like a response, or no response has that size.
     """
-    reader = _Reader(start)
+    reader = Reader(start)
     tag, size = reader.number(2), reader.number(4)
     if tag == _TPM_1_2_RESPONSE:
         raise NotATpmError("This is a TPM 1.2; a TPM 2.0 is needed.")
@@ -60,8 +83,12 @@ def declared_size(start: bytes) -> int:
     return size
 
 
-def parse_response(response: bytes) -> tuple[int, bytes]:
-    """Return the response code and the parameters of a response.
+def parse_response(response: bytes, *, sessions: bool = False) -> tuple[int, bytes]:
+    """Return the response code of a response, and what follows it.
+
+    Args:
+        response: The whole response.
+        sessions: Whether the command had an authorization; a refusal never has one (Part 1, 18.2).
 
     Raises:
         NotATpmError: The header is not one, or its size is not that of the response.
@@ -70,11 +97,23 @@ def parse_response(response: bytes) -> tuple[int, bytes]:
     if size != len(response):
         raise malformed(f"a response of {len(response)} bytes says that it has {size}")
     tag, _, code = struct.unpack_from(">HII", response)
-    if tag != _NO_SESSIONS:
+    if tag == _SESSIONS and (code or not sessions):
         raise malformed("it answers with a session where none was opened")
+    if tag == _NO_SESSIONS and sessions and code == 0:
+        raise malformed("it answers outside of the session that it was asked in")
     if code and size != HEADER_SIZE:
         raise malformed(f"a refusal, response code 0x{code:03x}, has {size} bytes, not 10")
     return code, response[HEADER_SIZE:]
+
+
+def split_authorized(body: bytes) -> tuple[bytes, bytes]:
+    """Return parameters and authorization of a response in a session, its handle taken off before.
+
+    Raises:
+        NotATpmError: The parameters go past the end.
+    """
+    reader = Reader(body)
+    return reader.take(reader.number(4)), reader.rest()
 
 
 def parse_capability(
@@ -94,7 +133,7 @@ def parse_capability(
     Raises:
         NotATpmError: It is another list, its counts do not fit, or it is out of order.
     """
-    reader = _Reader(parameters)
+    reader = Reader(parameters)
     more, answered, length = reader.number(1), reader.number(4), reader.number(4)
     if more > 1 or answered != capability:
         raise malformed("it answers with another list than it was asked for")
@@ -118,28 +157,8 @@ def parse_test_result(parameters: bytes) -> int:
     Raises:
         NotATpmError: The response has other parts than its two.
     """
-    reader = _Reader(parameters)
-    reader.take(reader.number(2))
+    reader = Reader(parameters)
+    reader.sized()
     result = reader.number(4)
     reader.end()
     return result
-
-
-class _Reader:
-    """Takes numbers and bytes off a message, never past its end."""
-
-    def __init__(self, data: bytes) -> None:
-        self._rest = data
-
-    def take(self, size: int) -> bytes:
-        if size > len(self._rest):
-            raise malformed("a response ends early")
-        taken, self._rest = self._rest[:size], self._rest[size:]
-        return taken
-
-    def number(self, size: int) -> int:
-        return int.from_bytes(self.take(size))
-
-    def end(self) -> None:
-        if self._rest:
-            raise malformed("a response goes on after its end")

@@ -1,7 +1,7 @@
 """What a TPM says of itself when it is asked, which changes nothing in it.
 
-Only ``TPM2_GetTestResult`` and ``TPM2_GetCapability`` are sent, without a session and without a
-password (TCG TPM 2.0 Library, Part 3, 10.4 and 30.2).
+Only ``TPM2_GetTestResult``, ``TPM2_GetCapability`` and ``TPM2_ReadPublic`` are sent, without a
+session and without a password (TCG TPM 2.0 Library, Part 3, 10.4, 30.2 and 12.4).
 """
 
 import functools
@@ -11,9 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from . import framing
+from . import errors, framing
 from .address import DEFAULT_ADDRESS, Address, parse_address
+from .client import Client
 from .errors import NotATpmError, failure, malformed
+from .root_key import HANDLE
 from .transport import DEFAULT_TIMEOUT, Transport, execute, open_transport
 
 NEEDED_ALGORITHMS: Final = {
@@ -27,9 +29,11 @@ without key sizes; every TPM with AES has 128 bits (PC Client Platform TPM Profi
 # TPM_PT, Part 2, 6.13
 _FAMILY, _MANUFACTURER, _VENDOR_STRINGS = 0x100, 0x105, range(0x106, 0x10A)
 _FIRMWARE_1, _FIRMWARE_2 = 0x10B, 0x10C
-_PERMANENT, _LOCKOUT_COUNTER, _MAX_TRIES, _INTERVAL = 0x200, 0x20E, 0x20F, 0x210
+_PERMANENT, _STARTUP_CLEAR = 0x200, 0x201
+_LOCKOUT_COUNTER, _MAX_TRIES, _INTERVAL = 0x20E, 0x20F, 0x210
 # TPMA_PERMANENT, Part 2, 8.6
 _OWNER_AUTH_SET, _LOCKOUT_AUTH_SET, _IN_LOCKOUT = 1 << 0, 1 << 2, 1 << 9
+_OWNER_HIERARCHY = 1 << 1  # TPMA_STARTUP_CLEAR, Part 2, 8.7
 
 _PAGE = 127  # properties in a MAX_CAP_BUFFER of 1,024 bytes, the least that is common
 _MAX_PAGES = 32
@@ -45,6 +49,8 @@ class TpmReport:
         vendor: The vendor's own name of the part; may be empty.
         firmware: Version of its firmware, two 32-bit halves in hexadecimal.
         missing_algorithms: Those of `NEEDED_ALGORITHMS` that it lacks.
+        root_key: Whether a root key is kept in it that a key can be sealed under.
+        owner_hierarchy: Whether it holds keys of its owner at all.
         owner_password: Whether making keys in its owner hierarchy takes a password.
         lockout_password: Whether resetting the lock-out takes a password.
         locked_out: Whether it refuses passwords now because too many were wrong.
@@ -58,6 +64,8 @@ class TpmReport:
     vendor: str
     firmware: str
     missing_algorithms: tuple[str, ...]
+    root_key: bool
+    owner_hierarchy: bool
     owner_password: bool
     lockout_password: bool
     locked_out: bool
@@ -66,9 +74,21 @@ class TpmReport:
     lockout_interval: int
 
     @property
-    def usable(self) -> bool:
-        """Whether this user can use it for a key now."""
-        return not self.missing_algorithms and not self.locked_out
+    def obstacle(self) -> errors.TpmError | None:
+        """Why this user cannot use it for a key now; None if nothing stands in the way.
+
+        The lock-out does not: it holds for passwords, and a sealed key has none that counts.
+        """
+        if self.missing_algorithms:
+            return errors.TpmUnsuitableError(
+                f"The TPM lacks {' and '.join(self.missing_algorithms)}, so that it cannot hold a "
+                "key. Keep the key elsewhere."
+            )
+        if not self.owner_hierarchy:
+            return errors.hierarchy_off()
+        if self.owner_password and not self.root_key:
+            return errors.owner_password()
+        return None
 
 
 def probe(address: str = DEFAULT_ADDRESS, *, timeout: float = DEFAULT_TIMEOUT) -> TpmReport:
@@ -121,6 +141,8 @@ def ask(
             for name, (its_algorithms, its_curves) in NEEDED_ALGORITHMS.items()
             if not (its_algorithms <= algorithms and its_curves <= curves)
         ),
+        root_key=Client(transport, sleep=sleep).root_key_at(HANDLE) is not None,
+        owner_hierarchy=bool(_required(now, _STARTUP_CLEAR) & _OWNER_HIERARCHY),
         owner_password=bool(permanent & _OWNER_AUTH_SET),
         lockout_password=bool(permanent & _LOCKOUT_AUTH_SET),
         locked_out=bool(permanent & _IN_LOCKOUT),

@@ -7,7 +7,7 @@ import select
 import socket
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
@@ -39,36 +39,40 @@ def execute(
     code: int,
     parameters: bytes = b"",
     *,
+    handles: Sequence[int] = (),
+    authorization: bytes = b"",
     sleep: Callable[[float], None] = time.sleep,
 ) -> bytes:
-    """Send a command without sessions and return the parameters of its response.
+    """Send a command and return what follows the response code.
 
-    A TPM that says it is busy is asked again, with growing pauses of 2.5 s in total.
+    A TPM that says it is busy is asked again, with growing pauses of 2.5 s in total. The command
+    stays the same to the byte, so the nonces of its session are good for every try.
 
     Args:
         transport: Carries the command.
         code: The command code (Part 2, 6.5).
-        parameters: What follows the header; at most 4,086 bytes.
+        parameters: What follows handles and authorization.
+        handles: What the command works on.
+        authorization: Of a password or a session; empty without one.
         sleep: Waits that many seconds.
 
     Raises:
-        TpmBusyError: It was still busy at the last try.
+        TpmBusyError: It was still busy at the last try, or it is full.
         TpmLockedOutError: It refuses because of its lock-out.
         TpmFailedError: It is in failure mode, not started, or its firmware is being replaced.
-        NotATpmError: The response is none, or the TPM does not know the command.
+        TpmRefusedError: It refuses for another reason.
+        NotATpmError: The response is none.
         TpmError: Whatever the transport raises.
     """
-    command = build_command(code, parameters)
+    command = build_command(code, parameters, handles=handles, authorization=authorization)
     for delay in (*_RETRY_DELAYS, None):
-        status, answer = parse_response(transport.exchange(command))
+        status, answer = parse_response(transport.exchange(command), sessions=bool(authorization))
         if status == 0:
             return answer
         if error := errors.failure(status):
             raise error
         if status not in _BUSY_CODES:
-            raise errors.malformed(
-                f"it refuses command 0x{code:03x} with response code 0x{status:03x}"
-            )
+            raise errors.TpmRefusedError(code, status)
         if delay is not None:
             sleep(delay)
     raise errors.TpmBusyError(
@@ -99,7 +103,7 @@ def open_transport(address: Address, *, timeout: float = DEFAULT_TIMEOUT) -> Ite
         os.close(descriptor)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _DescriptorTransport:
     """A device or a connected socket; both are file descriptors that can be polled.
 
@@ -110,31 +114,28 @@ class _DescriptorTransport:
     descriptor: int
     address: Address
     deadline: float
+    owed: bool = False
+    """Whether a command was sent whose response was not read: an interrupt came between."""
+    received: bytes = b""
+    """What is there of that response."""
 
     def exchange(self, command: bytes) -> bytes:
-        response = b""
-        size = HEADER_SIZE
         try:
+            if self.owed:
+                # Else the next command would be given this response as its own. That matters for
+                # the commands that clear up after the interrupt.
+                self._receive()
             self._wait(select.POLLOUT)
             if os.write(self.descriptor, command) != len(command):
                 raise errors.NotATpmError(
                     f"{self.address} did not take a command of a TPM as a whole."
                 )
-            while len(response) < size:
-                self._wait(select.POLLIN)
-                chunk = os.read(self.descriptor, MAX_MESSAGE + 1)
-                if not chunk:
-                    raise errors.NotATpmError(
-                        f"{self.address} ended the conversation instead of answering: it is not "
-                        "a TPM 2.0, or it serves another program now. Check SERVICE_TPM."
-                    )
-                response += chunk
-                if len(response) >= HEADER_SIZE:
-                    size = declared_size(response)
+            self.owed = True
+            return self._receive()
         except ConnectionError as error:
             raise errors.NotATpmError(
                 f"{self.address} broke the connection instead of answering ({error.strerror}). "
-                "Check SERVICE_TPM, and that a TPM 2.0 listens there."
+                "Check SERVICE_KEY_SOURCE, and that a TPM 2.0 listens there."
             ) from error
         except OSError as error:
             kind = errors.TpmBusyError if error.errno == errno.EBUSY else errors.TpmFailedError
@@ -142,7 +143,23 @@ class _DescriptorTransport:
                 f"{self.address} does not carry out commands ({error.strerror}). Look for the TPM "
                 "in the machine's log: journalctl --dmesg --grep tpm."
             ) from error
+
+    def _receive(self) -> bytes:
+        while len(self.received) < self._due():
+            self._wait(select.POLLIN)
+            chunk = os.read(self.descriptor, MAX_MESSAGE + 1)
+            if not chunk:
+                raise errors.NotATpmError(
+                    f"{self.address} ended the conversation instead of answering: it is not a TPM "
+                    "2.0, or it serves another program now. Check SERVICE_KEY_SOURCE."
+                )
+            self.received += chunk
+        response, self.received, self.owed = self.received, b"", False
         return response
+
+    def _due(self) -> int:
+        known = len(self.received) >= HEADER_SIZE
+        return declared_size(self.received) if known else HEADER_SIZE
 
     def _wait(self, event: int) -> None:
         poll = select.poll()
@@ -160,7 +177,7 @@ def _open_device(address: Address) -> int:
     try:
         if not stat.S_ISCHR(Path(path).stat().st_mode):
             raise errors.NotATpmError(
-                f"{path} is not a character device, so it is not a TPM. Check SERVICE_TPM."
+                f"{path} is not a character device, so it is not a TPM. Check SERVICE_KEY_SOURCE."
             )
         # O_NOCTTY: a wrong address that is a terminal must not become this process's own.
         return os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_NOCTTY)
@@ -196,7 +213,7 @@ def _connect(address: Address, timeout: float) -> int:
         except OSError as error:
             raise errors.TpmAbsentError(
                 f"No TPM listens at {address} ({error.strerror}). Start the software TPM, or "
-                "correct SERVICE_TPM."
+                "correct SERVICE_KEY_SOURCE."
             ) from error
         return connection.detach()
 
