@@ -26,6 +26,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from .rotation import measure_rotation
 from .store_measures import LARGE, QUICK, Benchmark, Plan
 from .store_report import Place, as_json, as_table
 
@@ -86,6 +87,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def work(plan: Plan, scratch: Path) -> Benchmark:
         benchmark = Benchmark(plan, scratch)
         benchmark.run()
+        benchmark.results += measure_rotation(
+            scratch / "rotation", records=2 * plan.records, rounds=min(plan.rounds, 5)
+        )
         if chosen.large:
             benchmark.run_large(chosen.large)
         return benchmark

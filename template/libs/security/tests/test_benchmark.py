@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from benchmarks import security_benchmark, store_driver
+from benchmarks.rotation import SITUATIONS
 from benchmarks.security_benchmark import main
 from benchmarks.store_driver import TOP, Contest, Side, WorkerError, WorkerProcess, own_side
 from benchmarks.store_measures import (
@@ -76,7 +77,8 @@ def test_a_run_tells_the_same_to_people_and_programs(
     assert "Readable in the files: plain twin (names, values)." in printed
     judged = {(entry["measure"], entry["against"]) for entry in results if entry["bar"] is not None}
     without = set() if Path("/proc/self/status").exists() else {MEMORY, MEMORY_LARGE}
-    assert judged == {key[:2] for key in BARS if key[0] not in without}
+    rotations = {(f"rotation, {situation}", TWIN) for situation in SITUATIONS[1:]}
+    assert judged == {key[:2] for key in BARS if key[0] not in without} | rotations
 
 
 # Bars and the report

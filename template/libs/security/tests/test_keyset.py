@@ -69,10 +69,28 @@ def test_a_keyset_without_its_primary_or_name_index_is_refused(keyset: Keyset) -
         (2, [record, index]),
         (1, [record]),
         (1, [record, index, replace(index, key_id=3)]),
+        (1, [replace(record, state=KeyState.GENERATED), index]),
+        (1, [replace(record, state=KeyState.RETIRING), index]),
         (1, [replace(record, state=KeyState.DESTROYED), index]),
     ]:
         with pytest.raises(IntegrityError):
             Keyset(1, primary_id, entries)
+
+
+@pytest.mark.parametrize("state", [KeyState.ROTATING, KeyState.VALIDATING, KeyState.ACTIVE])
+def test_records_can_be_sealed_with_a_primary_in_a_rotation(
+    keyset: Keyset, state: KeyState
+) -> None:
+    entries = [replace(keyset.primary, state=state), keyset.name_index]
+    assert Keyset(1, 1, entries).primary.state is state
+
+
+def test_a_copy_of_a_key_outlives_it(keyset: Keyset) -> None:
+    before = _key(keyset.primary.key)
+    copy = keyset.primary.copy(state=KeyState.RETIRING)
+    keyset.close()
+    assert _key(copy.key) == before
+    assert copy == replace(keyset.primary, state=KeyState.RETIRING, key=copy.key)
 
 
 @pytest.mark.parametrize(

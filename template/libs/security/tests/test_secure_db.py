@@ -679,11 +679,11 @@ def test_an_error_that_somebody_keeps_does_not_keep_the_moment_it_saw(
     store, other = open_store(), open_store()
     store.insert_many((b"%d" % number, b"old") for number in range(9))
 
-    def stop_in_the_middle(rows: Any, _: int) -> Iterator[Any]:
+    def stop_in_the_middle(_file: object, rows: Any, _after: int) -> Iterator[Any]:
         yield next(rows)
         raise IntegrityError("damaged")
 
-    monkeypatch.setattr(store._reader, "_checked", stop_in_the_middle)
+    monkeypatch.setattr("service_security.store.row_pages._checked", stop_in_the_middle)
     with pytest.raises(IntegrityError) as kept:
         store.page(0, 100)
     assert kept.traceback

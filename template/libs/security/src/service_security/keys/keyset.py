@@ -1,7 +1,8 @@
 """The version keys of one database, sealed together.
 
 Version keys are random and wrapped, never derived from the master key: what can be derived
-cannot be destroyed. The primary is named, not positional. The sealed contents are::
+cannot be destroyed. The primary is named, not positional. ``rotation`` has the life of a key. The
+sealed contents are::
 
     primary id u32 || epoch u64 || count u16
     || count * (id u32 || state u8 || purpose u8 || cipher u8 || key32
@@ -13,9 +14,9 @@ context is ``db_id || master_id``, so a keyset opens in its own database only.
 
 import struct
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from ..errors import IntegrityError
 from ..secret_bytes import SecretBytes
@@ -32,11 +33,19 @@ class KeyState(IntEnum):
     """Where a key is in its life."""
 
     GENERATED = 1
+    """Made, and not used yet."""
     ROTATING = 2
+    """Records are moved to it; or, if it is not the primary, away from it again."""
     VALIDATING = 3
+    """It has all records, and they are read."""
     ACTIVE = 4
     RETIRING = 5
+    """It has no records any more; those that it had are opened for a day still."""
     DESTROYED = 6
+    """Its bytes are zeros."""
+
+
+_OF_A_PRIMARY: Final = (KeyState.ROTATING, KeyState.VALIDATING, KeyState.ACTIVE)
 
 
 class KeyPurpose(IntEnum):
@@ -68,6 +77,13 @@ class VersionKey:
     created: int
     state_since: int
 
+    def copy(self, **changes: Any) -> Self:
+        """Return the same with other attributes, and the key in a page of its own."""
+        if "key" not in changes:
+            with self.key.view as view:
+                changes["key"] = SecretBytes.copy_of(view)
+        return replace(self, **changes)
+
 
 class Keyset:
     """The keys of a database at one generation.
@@ -79,7 +95,8 @@ class Keyset:
         epoch: Reserved for a monotonic counter outside the file; 0 today.
 
     Raises:
-        IntegrityError: The primary or the name-index key is missing.
+        IntegrityError: The primary or the name-index key is missing, or no record can be sealed
+            with the primary.
     """
 
     def __init__(
@@ -94,12 +111,17 @@ class Keyset:
         if (
             primary is None
             or primary.purpose is not KeyPurpose.RECORD
-            or primary.state is KeyState.DESTROYED
+            or primary.state not in _OF_A_PRIMARY
             or len(index_keys) != 1
         ):
             raise IntegrityError("The keyset is damaged. Restore the database from a backup.")
         self.primary = primary
         self.name_index = index_keys[0]
+
+    @property
+    def record_keys(self) -> list[VersionKey]:
+        """The keys of records, those that are destroyed included."""
+        return [e for e in self.entries.values() if e.purpose is KeyPurpose.RECORD]
 
     @classmethod
     def new(cls, cipher: int, clock: Callable[[], float]) -> Self:

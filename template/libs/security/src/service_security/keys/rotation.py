@@ -79,6 +79,11 @@ def key_in_progress(keyset: Keyset) -> VersionKey | None:
     return next((key for key in keyset.record_keys if key.state in _UNFINISHED), None)
 
 
+def active_key(keyset: Keyset) -> VersionKey:
+    """Return the one key that is active: the primary, or the one before it while keys rotate."""
+    return next(key for key in keyset.record_keys if key.state is KeyState.ACTIVE)
+
+
 def unfinished(keyset: Keyset) -> Unfinished | None:
     """Tell whether a rotation is unfinished, and in which direction it goes."""
     key = key_in_progress(keyset)
@@ -106,6 +111,11 @@ def rotation_due(keyset: Keyset, interval: timedelta) -> float:
 def due_to_destroy(keyset: Keyset, now: float) -> list[int]:
     """Return the ids of the keys whose grace is over."""
     return [key.key_id for key in keyset.record_keys if now >= grace_ends(key)]
+
+
+def destroyed_keys(keyset: Keyset) -> list[int]:
+    """Return the ids of the keys that were destroyed and are not forgotten."""
+    return [key.key_id for key in keyset.record_keys if key.state is KeyState.DESTROYED]
 
 
 def due_to_forget(keyset: Keyset, now: float) -> list[int]:
@@ -172,7 +182,7 @@ def validating(keyset: Keyset, now: float) -> Keyset:
 def finished(keyset: Keyset, now: float) -> Keyset:
     """Return the keyset of when all records were read: the new key is active, the old one not."""
     key = _in_progress(keyset)
-    changes = {key.key_id: KeyState.ACTIVE, _active(keyset).key_id: KeyState.RETIRING}
+    changes = {key.key_id: KeyState.ACTIVE, active_key(keyset).key_id: KeyState.RETIRING}
     return _next(keyset, changes, now)
 
 
@@ -185,7 +195,7 @@ def rolling_back(keyset: Keyset, now: float) -> Keyset:
         KeyState.ROTATING: {},
         KeyState.VALIDATING: {key.key_id: KeyState.ROTATING},
     }[key.state]
-    return _next(keyset, changes, now, primary_id=_active(keyset).key_id)
+    return _next(keyset, changes, now, primary_id=active_key(keyset).key_id)
 
 
 def rolled_back(keyset: Keyset, now: float) -> Keyset:
@@ -245,10 +255,6 @@ def _in_progress(keyset: Keyset) -> VersionKey:
     if key is None:
         raise ValueError("no rotation is unfinished")
     return key
-
-
-def _active(keyset: Keyset) -> VersionKey:
-    return next(key for key in keyset.record_keys if key.state is KeyState.ACTIVE)
 
 
 def _refuse_roll_back(keyset: Keyset) -> None:

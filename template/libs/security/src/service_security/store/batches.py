@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 BATCH_RECORDS: Final = 500
-_BATCH_BYTES: Final = 4 * 1024 * 1024
+BATCH_BYTES: Final = 4 * 1024 * 1024
 
 
 def batches(
@@ -16,7 +16,7 @@ def batches(
     for record in records:
         batch.append(record)
         size += len(record[0]) + len(record[1])
-        if len(batch) >= BATCH_RECORDS or size >= _BATCH_BYTES:
+        if len(batch) >= BATCH_RECORDS or size >= BATCH_BYTES:
             yield batch
             batch, size = [], 0
     if batch:

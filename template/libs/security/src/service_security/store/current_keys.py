@@ -1,11 +1,12 @@
 """The keys of an open store, which another process may replace by a new generation."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import apsw
 
 from ..errors import IntegrityError
-from .header import Header, HeaderKeys
+from .header import Header, HeaderKeys, read_generation
 from .record import RecordKeys
 
 
@@ -16,11 +17,21 @@ class CurrentKeys:
         header_keys: Taken over.
         record: The record keys of the header as it is now; taken over.
         path: The database file, for messages.
+        clock: Gives Unix seconds. Whether the grace of a retired key is over is looked up when
+            keys are loaded, and not for every record: a process that never calls ``refresh`` goes
+            on to open what that key has sealed until something else makes it load them.
     """
 
-    def __init__(self, header_keys: HeaderKeys, record: RecordKeys, path: Path) -> None:
+    def __init__(
+        self,
+        header_keys: HeaderKeys,
+        record: RecordKeys,
+        path: Path,
+        clock: Callable[[], float],
+    ) -> None:
         self.header = header_keys
         self.record = record
+        self.clock = clock
         self._path = path
 
     def reload(self, connection: apsw.Connection) -> None:
@@ -38,8 +49,24 @@ class CurrentKeys:
                 f"The keyset of {self._path} went back to an older generation. "
                 "Restore the database from a backup."
             )
-        old, self.record = self.record, RecordKeys(keyset, header.db_id)
+        old, self.record = self.record, RecordKeys(keyset, header.db_id, self.clock())
         old.close()
+
+    def refresh(self, connection: apsw.Connection) -> bool:
+        """Load the keyset again if it is another one by now, or if the grace of a key is over.
+
+        Returns:
+            Whether it was loaded.
+
+        Raises:
+            IntegrityError: As for ``reload``.
+            UnsupportedFormatError: As for ``reload``.
+        """
+        is_current = read_generation(connection) == self.record.generation
+        if is_current and self.clock() < self.record.stale_at:
+            return False
+        self.reload(connection)
+        return True
 
     def that_know(self, key_id: int, connection: apsw.Connection) -> RecordKeys:
         """Return the record keys; a key that they do not have may be of a newer generation.

@@ -157,3 +157,23 @@ class Header:
             " VALUES (1, ?, ?, ?, ?, ?, ?)",
             (*self.fields, self.mac),
         )
+
+    def replace(self, connection: apsw.Connection, generation: int) -> bool:
+        """Write the row in place of the one of a generation, inside a transaction.
+
+        Returns:
+            False, with nothing written, if the row there is of another generation or another
+            master key: somebody else has changed the keys meanwhile.
+        """
+        connection.execute(
+            "UPDATE header SET keyset_generation = ?, keyset = ?, mac = ?"
+            " WHERE id = 1 AND keyset_generation = ? AND master_id = ?",
+            (self.keyset_generation, self.keyset, self.mac, generation, self.master_id),
+        )
+        return connection.changes() > 0
+
+
+def read_generation(connection: apsw.Connection) -> int:
+    """Return the generation of the keyset on disk; -1 if there is none."""
+    found = connection.execute("SELECT keyset_generation FROM header WHERE id = 1").get
+    return found if isinstance(found, int) else -1

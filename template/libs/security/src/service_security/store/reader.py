@@ -1,12 +1,12 @@
 """Reads records, one by name or all in pages, and tells the damaged from the whole."""
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
 from typing import Any, Final
 
 from ..errors import IntegrityError
 from .current_keys import CurrentKeys
 from .record import Row
+from .row_pages import rows_behind, up_to
 from .salvage import rows_out_of_order, structure_problems
 from .store_file import StoreFile
 
@@ -15,11 +15,7 @@ OnDamage = Callable[[int], None]
 
 _PAGE: Final = 256
 _PAGE_BYTES: Final = 4 * 1024 * 1024
-_LAST_POSITION: Final = 2**63 - 1
 _SELECT: Final = "SELECT key_id, sealed FROM record WHERE token = ?"
-_SELECT_PAGE: Final = (
-    "SELECT id, token, key_id, sealed FROM record WHERE id > ? ORDER BY id LIMIT ?"
-)
 
 
 class Reader:
@@ -54,7 +50,7 @@ class Reader:
         while len(found) < limit:
             wanted = limit - len(found)
             with self._file:
-                rows = list(self._rows(after, wanted))
+                rows = list(rows_behind(self._file, after, wanted))
                 opened = [self._opened(*row) for row in rows]
             found += _whole(opened, on_damage)
             if len(rows) < wanted:
@@ -74,7 +70,7 @@ class Reader:
         moment = self._moment()
         while True:
             with self._file:
-                rows = list(_up_to(_PAGE_BYTES, self._rows(position, _PAGE)))
+                rows = list(up_to(_PAGE_BYTES, rows_behind(self._file, position, _PAGE)))
             if not rows:
                 break
             for position, row in rows:
@@ -115,24 +111,6 @@ class Reader:
             connection = self._file.connection
             return connection.pragma("data_version"), connection.total_changes()
 
-    def _rows(self, after: int, limit: int) -> Iterator[tuple[int, Row]]:
-        window = min(after, _LAST_POSITION), min(limit, _LAST_POSITION)
-        rows: Any = self._file.connection.execute(_SELECT_PAGE, window)
-        with closing(rows):  # an error that somebody keeps would keep the statement open
-            yield from self._checked(rows, after)
-
-    def _checked(self, rows: Iterable[Any], after: int) -> Iterator[tuple[int, Row]]:
-        for position, token, key_id, sealed in rows:
-            # In a damaged file the order may be broken, and reading in pages never come to an end.
-            if type(position) is not int or position <= after:
-                raise IntegrityError(
-                    f"{self._file.path} is damaged: its records are not in order. Restore it from "
-                    "a backup."
-                )
-            # Nor are the types what the table says; without bytes the row is refused as damaged.
-            yield position, Row(token, key_id, sealed if type(sealed) is bytes else b"")
-            after = position
-
     def _opened(self, position: int, row: Row) -> tuple[int, bytes, bytes] | int:
         """Return a record as position, name and value; of a damaged one the position."""
         keys = self._keys.that_know(row.key_id, self._file.connection)
@@ -153,13 +131,3 @@ def _whole(
             raise IntegrityError(f"Record {record} failed its integrity check.")
         else:
             on_damage(record)
-
-
-def _up_to(limit: int, rows: Iterable[tuple[int, Row]]) -> Iterator[tuple[int, Row]]:
-    """Yield rows until they come to ``limit`` bytes, one row at least."""
-    size = 0
-    for position, row in rows:
-        yield position, row
-        size += len(row.sealed)
-        if size >= limit:
-            return

@@ -24,7 +24,8 @@ from cryptography.hazmat.primitives.hmac import HMAC
 
 from ..errors import IntegrityError
 from ..keys.derivation import derive
-from ..keys.keyset import KeyPurpose, Keyset, KeyState
+from ..keys.keyset import Keyset
+from ..keys.rotation import grace_ends, is_readable
 from ..secret_bytes import SecretBytes
 from .cipher import CIPHERS, NONCE_BYTES, TAG_BYTES, ExtendedNonceCipher
 
@@ -55,21 +56,23 @@ class RecordKeys:
     Args:
         keyset: Taken over; ``close`` wipes it.
         db_id: The database's 16-byte identifier.
+        now: Unix seconds. A key that has retired for longer than its grace opens nothing.
 
     Raises:
         IntegrityError: The keyset names a cipher that does not exist.
     """
 
-    def __init__(self, keyset: Keyset, db_id: bytes) -> None:
+    def __init__(self, keyset: Keyset, db_id: bytes, now: float) -> None:
         self.generation = keyset.generation
         self.primary_id = keyset.primary_id
         self._keyset = keyset
         by_code = {cipher.code: cipher for cipher in CIPHERS.values()}
         self._record_keys: list[SecretBytes] = []
         self._versions: dict[int, _Version] = {}
-        for entry in keyset.entries.values():
-            if entry.purpose is not KeyPurpose.RECORD or entry.state is KeyState.DESTROYED:
-                continue
+        readable = [entry for entry in keyset.record_keys if is_readable(entry, now)]
+        self.stale_at: Final = min(map(grace_ends, readable))
+        """Unix seconds: from then on, one of these keys may open nothing any more."""
+        for entry in readable:
             if entry.cipher not in by_code:
                 raise IntegrityError("The keyset is damaged. Restore the database from a backup.")
             cipher = by_code[entry.cipher]
@@ -81,6 +84,11 @@ class RecordKeys:
         """The keys that this generation can open records of."""
         with derive(keyset.name_index.key, salt=db_id, context="store/name") as key, key.view as k:
             self._token_mac = HMAC(k, SHA256())
+
+    @property
+    def keyset(self) -> Keyset:
+        """What these keys are of; ``close`` wipes it."""
+        return self._keyset
 
     @property
     def cipher_name(self) -> str:

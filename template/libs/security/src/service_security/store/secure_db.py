@@ -3,9 +3,9 @@
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import apsw
 
@@ -22,6 +22,9 @@ from .creation import create
 from .current_keys import CurrentKeys
 from .group_commit import Write
 from .header import Header, HeaderKeys
+from .key_rotation import KeyRotation
+from .live_keyset import LiveKeyset
+from .log import empty_log
 from .nonce import LEASE
 from .reader import OnDamage, Reader
 from .record import MAX_NAME_BYTES, MAX_VALUE_BYTES, RecordKeys
@@ -46,6 +49,7 @@ class SecureDb:
         header_keys: HeaderKeys,
         keys: RecordKeys,
         *,
+        clock: Callable[[], float],
         read_only: bool = False,
         frozen: bool = False,
         snapshot_of: Path | None = None,
@@ -53,7 +57,7 @@ class SecureDb:
         self._file = StoreFile(
             path, connection, header_keys.canary, absolute=snapshot_of, frozen=frozen
         )
-        self._keys = CurrentKeys(header_keys, keys, path)
+        self._keys = CurrentKeys(header_keys, keys, path, clock)
         self._reader = Reader(self._file, self._keys)
         self._writer = Writer(self._file, self._keys)
         self._read_only = read_only
@@ -75,7 +79,7 @@ class SecureDb:
             path: The database file. SQLite keeps ``-wal`` and ``-shm`` beside it.
             master_key: 32 bytes. Used during this call only; the caller closes it.
             cipher: For a new store: ``xchacha20poly1305`` or ``aes256gcm``. A file keeps its own.
-            clock: Gives Unix seconds, for the dates in the keyset.
+            clock: Gives Unix seconds, for the dates in the keyset and what follows from them.
             read_only: Create no database and refuse every write. Others may write meanwhile, but
                 not to a file that is read through a mount which is read-only: then it is refused.
 
@@ -107,7 +111,7 @@ class SecureDb:
             header_keys = HeaderKeys.of(master, header.db_id)
             undo.callback(header_keys.close)
             try:
-                keys = RecordKeys(header_keys.open(header), header.db_id)
+                keys = RecordKeys(header_keys.open(header), header.db_id, clock())
             except WrongKeyError:
                 raise WrongKeyError(
                     f"The key is not the one of {path}. Use the envelope and the key that were "
@@ -116,7 +120,15 @@ class SecureDb:
             undo.callback(keys.close)
             if not read_only:
                 use_journal(connection, path, "wal")
-            store = cls(path, connection, header_keys, keys, read_only=read_only, frozen=frozen)
+            store = cls(
+                path,
+                connection,
+                header_keys,
+                keys,
+                clock=clock,
+                read_only=read_only,
+                frozen=frozen,
+            )
             undo.pop_all()
             return store
 
@@ -269,7 +281,7 @@ class SecureDb:
             header = Header.read(connection)  # from here on the transaction sees this moment
             header_keys = self._keys.header.copy()
             undo.callback(header_keys.close)
-            keys = RecordKeys(header_keys.open(header), header.db_id)
+            keys = RecordKeys(header_keys.open(header), header.db_id, self._keys.clock())
             undo.callback(keys.close)
             self._file.refuse_moved()  # else it would be a moment of another file
             snapshot = type(self)(
@@ -277,6 +289,7 @@ class SecureDb:
                 connection,
                 header_keys,
                 keys,
+                clock=self._keys.clock,
                 read_only=True,
                 frozen=frozen,
                 snapshot_of=self._file.absolute,
@@ -305,16 +318,27 @@ class SecureDb:
             UnsupportedFormatError: Another version of the library has changed the format.
             StoreUnavailableError: The file cannot be read, or the store is closed or forked.
         """
-        with nullcontext(self) if self._is_snapshot else self.snapshot() as moment:
-            steps = verify(moment._file.connection, moment._keys)
+        with self._moment() as (file, keys):
+            steps = verify(file.connection, keys)
             while True:
-                with moment._file:
+                with file:
                     try:
                         done, total = next(steps)
                     except StopIteration as end:
                         verification: Verification = end.value
                         return verification
                 progress(done, total)  # outside: its errors are not the file's
+
+    def rotation(self, *, clock: Callable[[], float] | None = None) -> KeyRotation:
+        """Return what rotates the keys of the records, and tells how they stand.
+
+        Args:
+            clock: Gives Unix seconds; None for the clock that the store was opened with.
+        """
+        seconds = clock or self._keys.clock
+        return KeyRotation(
+            LiveKeyset(self._file, self._keys, self._moment, self._changing, seconds)
+        )
 
     def check(self) -> None:
         """Read the header, to see that the file is there and still belongs to these keys.
@@ -341,15 +365,7 @@ class SecureDb:
         """
         with self._file:
             self._changing().refuse_in_transaction("flush")
-            self._file.refuse_after_failed_write()
-            try:
-                result: Any = self._file.connection.execute(
-                    "PRAGMA wal_checkpoint(TRUNCATE)"
-                ).fetchone()
-            except apsw.IOError as error:
-                self._file.note_failed_write(error)
-                raise
-            if result is None or result[0]:  # (busy, pages in the log, pages moved)
+            if not empty_log(self._file):
                 raise StoreUnavailableError(
                     f"The log of {self.path} could not be emptied while a snapshot or another "
                     "process reads it. Nothing is lost; try again."
@@ -369,6 +385,12 @@ class SecureDb:
     def close(self) -> None:
         """Close the file and wipe the keys. Closing twice is allowed."""
         self._file.close(self._keys.close)
+
+    @contextmanager
+    def _moment(self) -> Iterator[tuple[StoreFile, CurrentKeys]]:
+        """Yield file and keys of a snapshot, or those of this one."""
+        with nullcontext(self) if self._is_snapshot else self.snapshot() as moment:
+            yield moment._file, moment._keys
 
     def _changing(self) -> Writer:
         if self._read_only:

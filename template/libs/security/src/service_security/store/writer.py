@@ -10,6 +10,7 @@ import apsw
 from ..errors import IntegrityError, SecurityError
 from .current_keys import CurrentKeys
 from .group_commit import GroupCommit, Write
+from .header import read_generation
 from .nonce import LEASE, CounterLease, check_lease, fresh_uuid
 from .record import Row
 from .store_file import StoreFile
@@ -17,7 +18,6 @@ from .store_file import StoreFile
 TRANSACTION_RECORDS: Final = LEASE // 2
 """The most records that one transaction stores: their counters are reserved before it begins."""
 
-_GENERATION: Final = "SELECT keyset_generation FROM header WHERE id = 1"
 _WRITE: Final = (
     "INSERT INTO record (token, key_id, sealed) SELECT ?, ?, ? FROM header"
     " WHERE id = 1 AND keyset_generation = ?"
@@ -54,6 +54,38 @@ class Writer:
         if self._transaction_thread == get_ident():
             raise RuntimeError(f"{what} cannot be a part of a transaction")
 
+    def take_counters(self, count: int) -> int:
+        """Return the first of ``count`` counters for records that somebody else seals.
+
+        Raises:
+            RuntimeError: This thread is in a transaction, which could undo the lease.
+            StoreUnavailableError: No lease could be made durable. Nothing may be sealed then.
+        """
+        with self._file:
+            self.refuse_in_transaction("a change of the keys")
+            return self._counters.take(count)
+
+    @contextmanager
+    def alone(self, what: str) -> Iterator[None]:
+        """Make the statements of a block one transaction of their own; alone on the file.
+
+        Args:
+            what: Names it, where it cannot be a part of another one.
+
+        Raises:
+            RuntimeError: This thread is in a transaction.
+            StoreUnavailableError: Nothing was written.
+        """
+        self.refuse_in_transaction(what)
+        try:
+            self._file.begin()
+            yield
+            self._file.commit()
+        except BaseException as error:
+            self._file.roll_back()
+            self._file.note_failed_write(error)
+            raise
+
     def write(self, write: Write) -> bool:
         """Make a write durable, or a part of this thread's transaction; return its result.
 
@@ -82,7 +114,7 @@ class Writer:
             try:
                 with self._file:
                     self._file.begin()
-                    if self._generation() != self._keys.record.generation:
+                    if read_generation(self._file.connection) != self._keys.record.generation:
                         self._keys.reload(self._file.connection)
                 owner = self._transaction_thread = get_ident()
                 yield
@@ -139,7 +171,7 @@ class Writer:
         file = self._file
         try:
             file.begin()
-            if self._generation() != self._keys.record.generation:
+            if read_generation(self._file.connection) != self._keys.record.generation:
                 file.roll_back()
                 return False
             start = 0
@@ -174,17 +206,11 @@ class Writer:
         write.result = connection.last_insert_rowid() != 0
         return connection.changes() > 0
 
-    def _generation(self) -> int:
-        """Return the generation of the keyset on disk."""
-        found = self._file.connection.execute(_GENERATION).get
-        return found if isinstance(found, int) else -1
-
     def _reserve_counters(self, count: int) -> int:
         file = self._file
         if file.connection.in_transaction:
             raise ValueError(f"at most {TRANSACTION_RECORDS} records a transaction")
-        try:
-            file.begin()
+        with self.alone("a lease"):
             start = file.connection.execute("SELECT next FROM lease WHERE id = 1").get
             if not isinstance(start, int):
                 raise IntegrityError(
@@ -192,9 +218,4 @@ class Writer:
                 )
             check_lease(start)
             file.connection.execute("UPDATE lease SET next = ? WHERE id = 1", (start + count,))
-            file.commit()
-        except BaseException as error:
-            file.roll_back()
-            file.note_failed_write(error)
-            raise
         return start
