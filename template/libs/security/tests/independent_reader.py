@@ -10,12 +10,14 @@ import hmac
 import json
 import sqlite3
 import struct
+import unicodedata
 from pathlib import Path
 
 import nacl.bindings
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.cmac import CMAC
+from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
 PREFIX = b"service-security/v1/"
 
@@ -40,23 +42,53 @@ def open_box(key: bytes, box: bytes, purpose: bytes, context: bytes, fields: int
     return AESGCM(keys[:32]).decrypt(bytes(12), box[head:], box[:head] + context)
 
 
-def read_envelope(envelope: Path, wrapping_key: bytes) -> bytes:
-    """Return the master key out of the first slot."""
+def read_slots(envelope: Path) -> dict[str, dict[str, str]]:
+    """Return the members of each slot by its type."""
+    slots = json.loads(json.loads(envelope.read_text())["body"])["slots"]
+    return {slot["type"]: slot for slot in slots}
+
+
+def read_envelope(envelope: Path, wrapping_key: bytes, slot_type: str | None = None) -> bytes:
+    """Return the master key out of one slot, or out of the first."""
     outer = json.loads(envelope.read_text())
     body = json.loads(outer["body"])
     assert (body["format"], body["version"]) == ("service-security-envelope", 1)
     envelope_id, master_id = bytes.fromhex(body["envelope_id"]), bytes.fromhex(body["master_id"])
-    slot = body["slots"][0]
+    slots = read_slots(envelope)
+    slot = slots[slot_type or next(iter(slots))]
     context = envelope_id + master_id + slot["type"].encode()
+    binding = slot["profile"].encode() if slot["type"] == "passphrase" else b""
     box = base64.b64decode(slot["box"])
     assert box[:5] == b"SSSL\x01"
-    master = open_box(wrapping_key, box, b"slot", context, fields=0)
+    master = open_box(wrapping_key, box, b"slot", context + binding, fields=0)
     assert hkdf(master, b"", PREFIX + b"master-id") == master_id
     mac = hmac.digest(
         hkdf(master, envelope_id, PREFIX + b"envelope/mac"), outer["body"].encode(), "sha256"
     )
     assert mac.hex() == outer["mac"]
+    if slot["type"] == "recovery":
+        kept = base64.b64decode(slot["kept"])
+        assert kept[:5] == b"SSSL\x01"
+        assert open_box(master, kept, b"slot/kept", context, fields=0) == wrapping_key
     return master
+
+
+def passphrase_key(passphrase: str, slot: dict[str, str]) -> bytes:
+    """Return the wrapping key that a passphrase makes for a slot (RFC 9106)."""
+    assert slot["profile"] == "rfc9106-low-memory"
+    text = unicodedata.normalize("NFC", passphrase).encode()
+    salt = bytes.fromhex(slot["salt"])
+    return Argon2id(salt=salt, length=32, iterations=3, lanes=4, memory_cost=64 * 1024).derive(text)
+
+
+def recovery_key(phrase: str, words: Path) -> bytes:
+    """Return the key of 24 words (BIP 39): 256 bits, then the first 8 of their SHA-256."""
+    numbers = words.read_text().split()
+    bits = "".join(f"{numbers.index(word):011b}" for word in phrase.split())
+    assert len(bits) == 264
+    key = int(bits[:256], 2).to_bytes(32, "big")
+    assert f"{hashlib.sha256(key).digest()[0]:08b}" == bits[256:]
+    return key
 
 
 def read_database(database: Path, master: bytes) -> dict[bytes, bytes]:

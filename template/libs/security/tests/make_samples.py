@@ -10,11 +10,14 @@ from tempfile import TemporaryDirectory
 
 from conftest import CIPHERS, MASTER
 from service_security.keys import Envelope
+from service_security.keys.passphrase import Passphrase
+from service_security.keys.provider import WrappingKey
+from service_security.keys.recovery import key_of
 from service_security.secret_bytes import SecretBytes
 from service_security.store import SecureDb
 from service_security.store.backup import write_backup
 from test_backup_format import SAMPLE_RECORDS
-from test_format import RECORDS, SAMPLES
+from test_format import PASSPHRASE, PHRASE, RECORDS, SAMPLES
 
 WRAPPING = bytes(range(100, 132))
 
@@ -25,15 +28,27 @@ def main() -> None:
     folder.mkdir(exist_ok=True)
     _add(folder / "for_testing_only.key", WRAPPING)
     with SecretBytes.copy_of(MASTER) as master, SecretBytes.copy_of(WRAPPING) as wrapping_key:
-        for slot_type in ("key-file", "container-secret"):
-            envelope = Envelope.create(master, wrapping_key, slot_type)
-            _add(folder / f"envelope-{slot_type}.json", envelope.to_json())
+        wrapping = WrappingKey(wrapping_key)
+        for slot_type in ("key-file", "container-secret", "environment"):
+            _add_envelope(folder, slot_type, master, {slot_type: wrapping})
             _add_backup(folder / f"{slot_type}.backup", {"master": master, slot_type: wrapping_key})
+        with Passphrase(None, lambda _: PASSPHRASE).protect() as stretched:
+            _add_envelope(folder, "passphrase", master, {"passphrase": stretched})
+        with key_of(PHRASE) as recovery_key:
+            recovery = {"recovery": WrappingKey(recovery_key)}
+            _add_envelope(folder, "recovery", master, {"key-file": wrapping, **recovery})
+            _add_backup(folder / "recovery.backup", {"master": master, "recovery": recovery_key})
     for cipher in CIPHERS:
         if not (folder / f"{cipher}.db").exists():
             with SecureDb.open(folder / f"{cipher}.db", MASTER, cipher=cipher) as store:
                 store.insert_many(RECORDS.items())
                 store.flush()
+
+
+def _add_envelope(
+    folder: Path, name: str, master: SecretBytes, keys: dict[str, WrappingKey]
+) -> None:
+    _add(folder / f"envelope-{name}.json", Envelope.create(master, keys).to_json())
 
 
 def _add(path: Path, contents: bytes) -> None:

@@ -6,13 +6,14 @@ import pytest
 
 from conftest import CIPHERS, MASTER
 from independent_backup_reader import read_backup
+from independent_reader import recovery_key
 from service_security.errors import IntegrityError, UnsupportedFormatError, WrongKeyError
 from service_security.store import SecureDb
 from service_security.store.backup import check_backup
 from test_backup import checked, silent, written
 from test_backup_restore import read, restored
 from test_backup_stream import BOTH, secrets_of
-from test_format import RECORDS, SAMPLES
+from test_format import PHRASE, RECORDS, SAMPLES, WORDS
 
 SAMPLE_RECORDS = RECORDS | {b"over two chunks": bytes(range(256)) * 256}
 
@@ -34,10 +35,12 @@ def test_a_second_reader_reads_what_the_library_writes(
 @pytest.mark.parametrize("release", sorted(path.name for path in SAMPLES.iterdir()))
 def test_what_a_release_wrote_is_restored(release: str, tmp_path: Path) -> None:
     """``make_samples.py`` made the files, once for each release that changed a format."""
-    key = (SAMPLES / release / "for_testing_only.key").read_bytes()
+    file_key = (SAMPLES / release / "for_testing_only.key").read_bytes()
+    raw = ("container-secret", "environment", "key-file")
     samples = sorted((SAMPLES / release).glob("*.backup"))
-    assert [sample.stem for sample in samples] == ["container-secret", "key-file"]
+    assert [sample.stem for sample in samples] == [*raw, "recovery"]
     for sample in samples:
+        key = file_key if sample.stem in raw else recovery_key(PHRASE, WORDS)
         for slot_type, slot_key in ((sample.stem, key), ("master", MASTER)):
             keys = {slot_type: slot_key}
             assert read_backup(sample, slot_type.encode(), slot_key) == SAMPLE_RECORDS

@@ -35,6 +35,7 @@ UV = """#!/bin/sh
 # uv run just ARGUMENTS
 test "$1 $2" = "run just" || exit 64
 shift 2
+test "$1" != init || set -- init --phrase-file "$TEST_PHRASE"  # nobody is there to write it down
 exec {python} -m service_security "$@"
 """
 
@@ -66,7 +67,7 @@ match words:
     case _:
         raise SystemExit("unknown: " + " ".join(words))
 os.environ["SERVICE_DATA_DIR"] = volume
-os.environ["SERVICE_KEY_FILE"] = "secrets/container.key"
+os.environ["SERVICE_KEY_SOURCE"] = "file:secrets/container.key"
 os.execv(sys.executable, [sys.executable, *command])
 """
 
@@ -113,6 +114,11 @@ class Machine:
             shim.chmod(0o755)
         return machine
 
+    @property
+    def phrase(self) -> Path:
+        """Where the words of the recovery phrase are, which stand for the paper."""
+        return self.root / "paper"
+
     def run(self, block: Block, typed: str = "", *, status: int = 0) -> str:
         """Run a block as it stands on the page, and return what it prints."""
         self.ran.append(block)
@@ -126,6 +132,8 @@ class Machine:
         environment |= {
             "PATH": f"{self.root / 'bin'}:/usr/local/bin:/usr/bin:/bin",
             "TEST_VOLUME": str(self.service / "data"),
+            "TEST_PHRASE": str(self.phrase),
+            "SERVICE_KEY_SOURCE": "file:secrets/service.key",
         }
         result = subprocess.run(
             ["/bin/sh", "-e", "-c", self.moved(text)],
@@ -150,8 +158,8 @@ class Machine:
 
     def open(self) -> SecureDb:
         """Open the database of the service."""
-        key_file = self.service / "secrets" / "service.key"
-        with open_master_key(self.service / "data" / "envelope.json", key_file) as master_key:
+        source = f"file:{self.service / 'secrets' / 'service.key'}"
+        with open_master_key(self.service / "data" / "envelope.json", source) as master_key:
             return SecureDb.open(self.service / "data" / "records.db", master_key)
 
     def contents(self) -> dict[bytes, bytes]:
@@ -215,7 +223,7 @@ def test_every_scene_is_of_a_section_of_the_page() -> None:
     assert list(_sections()) == list(SCENES)
 
 
-@scene("Keep a copy of the key file")
+@scene("Keep a copy of the key")
 def _keep_the_key(machine: Machine, blocks: list[Block]) -> None:
     shown = machine.run(blocks[0])
     key = (machine.service / "secrets" / "service.key").read_bytes()
@@ -282,14 +290,18 @@ def _every_night(machine: Machine, blocks: list[Block]) -> None:
 @scene("Check a backup")
 def _check_a_backup(machine: Machine, blocks: list[Block]) -> None:
     machine.shell(BACK_UP)
+    here, drill, with_the_copy = blocks
     with machine.running():
-        assert machine.run(blocks[0]).startswith("All 1200 records of ")
+        assert machine.run(here).startswith("All 1200 records of ")
     text = base64.b64encode((machine.service / "secrets" / "service.key").read_bytes()).decode()
     elsewhere = Machine.make(machine.root / "elsewhere")
     (machine.backups / "first.backup").rename(elsewhere.backups / "first.backup")
-    printed = elsewhere.run(blocks[1], typed=text)
+    elsewhere.run(drill, typed=machine.phrase.read_text())
+    elsewhere.shell(drill.text, typed="abandon " * 23 + "art", status=2)  # the control
+    assert not (elsewhere.service / "data").exists()
+    printed = elsewhere.run(with_the_copy, typed=text)
     assert "1200 records" in printed
-    assert "service.copy alone opens it" in printed
+    assert "It opens with service.copy alone." in printed
     assert (elsewhere.service / "service.copy").stat().st_mode & 0o777 == 0o600
     machine.ran += elsewhere.ran
 
@@ -316,13 +328,16 @@ def _the_database_is_damaged(machine: Machine, blocks: list[Block]) -> None:
 def _the_machine_is_gone(machine: Machine, blocks: list[Block]) -> None:
     machine.shell(BACK_UP)
     key = (machine.service / "secrets" / "service.key").read_bytes()
-    for block, name in zip(blocks, ("the same key", "a key of its own"), strict=True):
+    names = ("with the phrase", "the same key", "a key of its own")
+    for block, name in zip(blocks, names, strict=True):
         new = Machine.make(machine.root / name)
         (new.backups / "first.backup").write_bytes((machine.backups / "first.backup").read_bytes())
         typed = base64.b64encode(key).decode()
         if name == "a key of its own":
             new.shell("(umask 077 && base64 -d > service.copy)", typed)
             typed = ""
+        elif name == "with the phrase":
+            typed = machine.phrase.read_text()
         new.run(block, typed)
         assert new.contents() == RECORDS
         kept = (new.service / "secrets" / "service.key").read_bytes() == key

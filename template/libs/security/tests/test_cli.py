@@ -14,12 +14,13 @@ from service_security.store import SecureDb
 @pytest.fixture(autouse=True)
 def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for variable in ("SERVICE_DATA_DIR", "SERVICE_KEY_FILE"):
-        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.delenv("SERVICE_DATA_DIR", raising=False)
+    # The default would take a TPM that the machine has.
+    monkeypatch.setenv("SERVICE_KEY_SOURCE", "file:secrets/service.key")
 
 
 def test_init_says_what_it_made_and_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["init"]) == 0
+    assert main(["init", "--no-recovery"]) == 0
     shown = capsys.readouterr().out
     assert "secrets/service.key" in shown
     assert "data/envelope.json" in shown
@@ -28,10 +29,10 @@ def test_init_says_what_it_made_and_what_to_do(capsys: pytest.CaptureFixture[str
 
 
 def test_init_again_says_that_nothing_was_changed(capsys: pytest.CaptureFixture[str]) -> None:
-    main(["init"])
+    main(["init", "--no-recovery"])
     key = Path("secrets/service.key").read_bytes()
     capsys.readouterr()
-    assert main(["init"]) == 0
+    assert main(["init", "--no-recovery"]) == 0
     assert "Nothing was changed" in capsys.readouterr().out
     assert Path("secrets/service.key").read_bytes() == key
 
@@ -40,11 +41,12 @@ def test_folders_come_from_the_environment_and_options_come_first(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("SERVICE_DATA_DIR", "from_environment")
-    monkeypatch.setenv("SERVICE_KEY_FILE", "from_environment.key")
-    main(["init"])
+    monkeypatch.setenv("SERVICE_KEY_SOURCE", "file:from_environment.key")
+    main(["init", "--no-recovery"])
     assert Path("from_environment/envelope.json").exists()
     assert Path("from_environment.key").exists()
-    main(["init", "--data-dir", "option", "--key-file", "option.key"])
+    options = ["--data-dir", "option", "--key-source", "file:option.key"]
+    main(["init", "--no-recovery", *options])
     assert Path("option/envelope.json").exists()
     assert Path("option.key").exists()
 
@@ -53,23 +55,24 @@ def test_a_variable_that_is_set_but_empty_counts_as_not_set(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("SERVICE_DATA_DIR", "")
-    monkeypatch.setenv("SERVICE_KEY_FILE", "")
-    assert main(["init"]) == 0
+    monkeypatch.setenv("SERVICE_KEY_SOURCE", "")
+    monkeypatch.setattr("service_security.command_options.DEFAULT_SOURCE", "file:the/default.key")
+    assert main(["init", "--no-recovery"]) == 0
     assert Path("data/envelope.json").exists()
-    assert Path("secrets/service.key").exists()
+    assert Path("the/default.key").exists()
 
 
 def test_init_with_a_container_secret_uses_it() -> None:
     secret = Path("delivered")
     secret.write_bytes(bytes(range(32)))
     secret.chmod(0o444)
-    assert main(["init", "--container-secret", "delivered"]) == 0
+    assert main(["init", "--no-recovery", "--key-source", "secret:delivered"]) == 0
     assert not Path("secrets").exists()
-    assert main(["init", "--key-file", "delivered"]) == 0
+    assert main(["init", "--no-recovery", "--key-source", "secret:delivered"]) == 0
 
 
 def test_errors_are_one_sentence_and_status_two(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["init", "--container-secret", "missing"]) == 2
+    assert main(["init", "--no-recovery", "--key-source", "secret:missing"]) == 2
     shown = capsys.readouterr()
     assert shown.out == ""
     assert shown.err.startswith("service_security: The key file missing is missing")
@@ -81,7 +84,7 @@ def test_init_beside_encrypted_data_without_an_envelope_is_refused(
 ) -> None:
     Path("data").mkdir()
     SecureDb.open("data/records.db", bytes(range(32))).close()
-    assert main(["init"]) == 2
+    assert main(["init", "--no-recovery"]) == 2
     assert "A new key could not read" in capsys.readouterr().err
     assert not Path("data/envelope.json").exists()
 
@@ -89,7 +92,7 @@ def test_init_beside_encrypted_data_without_an_envelope_is_refused(
 def test_init_beside_a_damaged_database_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     Path("data").mkdir()
     Path("data/records.db").write_bytes(b"damaged" * 1000)
-    assert main(["init"]) == 2
+    assert main(["init", "--no-recovery"]) == 2
     assert "damaged" in capsys.readouterr().err
     assert not Path("secrets").exists()
 
@@ -101,14 +104,14 @@ def test_an_interrupt_says_that_the_command_can_be_run_again(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("service_security.cli.initialise", interrupt)
-    assert main(["init"]) == 130
+    assert main(["init", "--no-recovery"]) == 130
     assert "run the command again" in capsys.readouterr().err
 
 
 def test_runs_as_a_module() -> None:
     environment = {key: value for key, value in os.environ.items() if key != "SERVICE_DATA_DIR"}
     result = subprocess.run(
-        [sys.executable, "-m", "service_security", "init"],
+        [sys.executable, "-m", "service_security", "init", "--no-recovery"],
         capture_output=True,
         text=True,
         env=environment,
@@ -137,7 +140,7 @@ def test_memory_of_a_command_is_private_unless_core_dumps_are_allowed(
     switch: str, dumpable: str
 ) -> None:
     result = subprocess.run(
-        [sys.executable, "-c", SETTINGS_AT_THE_END, "init"],
+        [sys.executable, "-c", SETTINGS_AT_THE_END, "init", "--no-recovery"],
         capture_output=True,
         text=True,
         env=os.environ | {"SERVICE_CORE_DUMPS": switch},
@@ -150,16 +153,18 @@ def test_memory_of_a_command_is_private_unless_core_dumps_are_allowed(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a file name is always text")
 def test_a_path_that_is_not_text_is_shown_and_stops_nothing() -> None:
-    key_file = os.fsdecode(b"key\xff")
+    source = os.fsdecode(b"file:key\xff")
+    command = ["init", "--no-recovery", "--key-source", source]
     result = subprocess.run(
-        [sys.executable, "-m", "service_security", "init", "--key-file", key_file],
+        [sys.executable, "-m", "service_security", *command],
         capture_output=True,
         text=True,
         env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"},
         check=False,
     )
     assert (result.returncode, result.stderr) == (0, "")
-    assert "Made  key\\udcff  the wrapping key" in result.stdout
+    assert "opens with file:key\\udcff" in result.stdout
+    assert Path(os.fsdecode(b"key\xff")).exists()
 
 
 def test_every_command_on_a_service_takes_its_folders(capsys: pytest.CaptureFixture[str]) -> None:
@@ -170,7 +175,7 @@ def test_every_command_on_a_service_takes_its_folders(capsys: pytest.CaptureFixt
             main([*command, "--help"])
         shown = capsys.readouterr().out
         assert "--data-dir FOLDER" in shown, command
-        assert "--key-file FILE" in shown, command
+        assert "--key-source SOURCE" in shown, command
 
 
 def test_folder_that_a_removed_command_leaves_behind_is_no_command(
@@ -180,4 +185,4 @@ def test_folder_that_a_removed_command_leaves_behind_is_no_command(
     (tmp_path / "removed_command" / "__pycache__").mkdir(parents=True)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr("service_security.cli._OPTIONAL_COMMANDS", ("removed_command",))
-    assert main(["init"]) == 0
+    assert main(["init", "--no-recovery"]) == 0

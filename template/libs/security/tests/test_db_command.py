@@ -17,7 +17,9 @@ import pytest
 
 from service_security.cli import main
 from service_security.errors import WrongKeyError
-from service_security.keys import Envelope, open_keys, open_master_key
+from service_security.keys import Envelope, KeySource, open_keys, open_master_key
+from service_security.keys.provider import WrappingKey
+from service_security.keys.reseal import reseal
 from service_security.progress import ProgressLine
 from service_security.secret_bytes import SecretBytes
 from service_security.store import SecureDb, info
@@ -28,6 +30,7 @@ from service_security.store.kind import PLAIN_TABLE, Kind, kind_of
 DATABASE = Path("data/records.db")
 ENVELOPE = Path("data/envelope.json")
 KEY_FILE = Path("secrets/service.key")
+SOURCE = "file:secrets/service.key"
 BACKUP = Path("records.backup")
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals and locks of POSIX")
@@ -38,21 +41,21 @@ Output = pytest.CaptureFixture[str]
 @pytest.fixture(autouse=True)
 def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for variable in ("SERVICE_DATA_DIR", "SERVICE_KEY_FILE"):
-        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.delenv("SERVICE_DATA_DIR", raising=False)
+    monkeypatch.setenv("SERVICE_KEY_SOURCE", SOURCE)  # and no TPM that the machine may have
 
 
 @pytest.fixture
 def service(capsys: Output) -> Output:
     """A service's folders with 1,200 records in them; gives what commands print from here on."""
-    assert main(["init"]) == 0
+    assert main(["init", "--no-recovery"]) == 0
     _fill(1200)
     capsys.readouterr()
     return capsys
 
 
 def _open(**options: Any) -> SecureDb:
-    with open_master_key(ENVELOPE, KEY_FILE) as master_key:
+    with open_master_key(ENVELOPE, SOURCE) as master_key:
         return SecureDb.open(DATABASE, master_key, **options)
 
 
@@ -110,7 +113,7 @@ from pathlib import Path
 from service_security.keys import open_master_key
 from service_security.store import SecureDb
 
-with open_master_key(Path("data/envelope.json"), Path("secrets/service.key")) as master_key:
+with open_master_key(Path("data/envelope.json"), "file:secrets/service.key") as master_key:
     store = SecureDb.open("data/records.db", master_key)
 with store:
     for number in range(10**9):
@@ -155,7 +158,7 @@ def _folder_in_use() -> Iterator[None]:
 
 
 def test_import_and_export_show_progress_and_the_result(capsys: Output) -> None:
-    main(["init"])
+    main(["init", "--no-recovery"])
     _write_plain(1200)
     capsys.readouterr()
     assert main(["db", "import", "--cipher", "aes256gcm"]) == 0
@@ -172,9 +175,10 @@ def test_import_with_a_container_secret(capsys: Output) -> None:
     secret = Path("delivered")
     secret.write_bytes(bytes(range(32)))
     secret.chmod(0o444)
-    main(["init", "--container-secret", "delivered"])
+    source = ["--key-source", "secret:delivered"]
+    main(["init", "--no-recovery", *source])
     _write_plain(3)
-    assert main(["db", "import", "--key-file", "delivered"]) == 0
+    assert main(["db", "import", *source]) == 0
     assert "3 records" in capsys.readouterr().out
 
 
@@ -189,7 +193,7 @@ def test_transfers_tell_of_an_old_file_that_remains(service: Output) -> None:
 
 
 def test_transfers_run_as_a_module() -> None:
-    assert _run("init").returncode == 0
+    assert _run("init", "--no-recovery").returncode == 0
     _write_plain(10)
     assert _run("db", "import").returncode == 0
     assert kind_of(DATABASE) is Kind.ENCRYPTED
@@ -225,7 +229,7 @@ def _info(output: Output) -> dict[str, Any]:
 
 
 def test_info_tells_what_is_in_a_database_and_which_keys_it_has(capsys: Output) -> None:
-    main(["init"])
+    main(["init", "--no-recovery"])
     _fill(1200, cipher="aes256gcm", clock=lambda: 1767225600)
     capsys.readouterr()
     assert main(["db", "info"]) == 0
@@ -243,7 +247,7 @@ def test_info_tells_what_is_in_a_database_and_which_keys_it_has(capsys: Output) 
         ["size", str(DATABASE.stat().st_size), "bytes"],
         ["of", "it", "free", "0", "bytes"],
         ["log", "0", "bytes"],
-        ["secrets/service.key", "and", "data/envelope.json", "open", "it:"],
+        ["file:secrets/service.key", "and", "data/envelope.json", "open", "it:"],
         ["key", "state", "for", "cipher", "made", "in", "this", "state", "since", "records"],
         ["1*", "active", "record", "aes256gcm", date, date, "1200"],
         ["2", "active", "name", "index", "-", date, date, "-"],
@@ -252,7 +256,7 @@ def test_info_tells_what_is_in_a_database_and_which_keys_it_has(capsys: Output) 
 
 
 def test_info_for_machines_tells_the_same(capsys: Output) -> None:
-    main(["init"])
+    main(["init", "--no-recovery"])
     _fill(1200, clock=lambda: 1767225600)
     capsys.readouterr()
     told = _info(capsys)
@@ -301,7 +305,8 @@ def test_info_runs_as_a_module() -> None:
 def _another_service(folder: str) -> Path:
     """Make the key of another service."""
     key_file = Path(folder, "service.key")
-    assert main(["init", "--data-dir", f"{folder}/data", "--key-file", str(key_file)]) == 0
+    folders = ["--data-dir", f"{folder}/data", "--key-source", f"file:{key_file}"]
+    assert main(["init", "--no-recovery", *folders]) == 0
     return key_file
 
 
@@ -313,7 +318,7 @@ def test_info_without_the_key_says_so_and_tells_the_rest(service: Output, troubl
         reason = "The key file secrets/service.key is missing"
     elif trouble == "another key":
         shutil.copy2(other, KEY_FILE)
-        reason = "The key in secrets/service.key does not open data/envelope.json"
+        reason = "The key from file:secrets/service.key does not open data/envelope.json"
     elif trouble == "another envelope":
         shutil.copy2(other, KEY_FILE)
         shutil.copy2("other/data/envelope.json", ENVELOPE)
@@ -436,8 +441,8 @@ def test_info_of_tables_that_are_not_ours_is_an_error(
 def _keys_of_everything() -> list[bytes]:
     """Return every key of the service: wrapping, master, records, names."""
     keys = []
-    with open_keys(ENVELOPE, KEY_FILE) as opened:
-        keys += [bytes(opened.master.view), bytes(opened.wrapping.view)]
+    with open_keys(ENVELOPE, SOURCE) as opened:
+        keys += [bytes(opened.master.view), bytes(opened.wrapping.key.view)]
         with closing(apsw.Connection(str(DATABASE))) as connection:
             header = Header.read(connection)
         with (
@@ -510,7 +515,7 @@ def test_looking_and_saving_leave_the_log_to_the_service(
     assert "1201" in service.readouterr().out
     for name in ("records.db", "records.db-wal"):
         assert Path("killed", name).read_bytes() == before[name]
-    with open_master_key(ENVELOPE, KEY_FILE) as master_key:
+    with open_master_key(ENVELOPE, SOURCE) as master_key:
         SecureDb.open("killed/records.db", master_key).close()
     assert Path("killed/records.db").read_bytes() != before["records.db"], "control"
 
@@ -619,7 +624,7 @@ def test_a_database_of_another_kind_or_key_is_no_damage(
     other = _another_service("other")
     shutil.copy2("other/data/envelope.json", ENVELOPE)
     service.readouterr()
-    status = main(["db", *command, "--key-file", str(other)])
+    status = main(["db", *command, "--key-source", f"file:{other}"])
     _refused(service, status, "The key is not the one of data/records.db")
     assert not BACKUP.exists()
 
@@ -643,9 +648,9 @@ def test_a_backup_is_read_back_and_says_what_opens_it(service: Output) -> None:
     size = BACKUP.stat().st_size
     assert shown.out.splitlines() == [
         f"{BACKUP} holds 1200 records, {size} bytes; it was read back and is whole.",
-        "The key file secrets/service.key alone opens it, without the envelope or a TPM.",
-        "Keep a copy of the key file apart from it: whoever has both reads the records,",
-        "and without the key file nobody does.",
+        "It opens with file:secrets/service.key, without the envelope and on any machine.",
+        "Keep a copy of that apart from it: whoever has both reads the records,",
+        "and without it nobody does.",
     ]
     assert "1200 of 1200 records saved\n" in shown.err
     assert "1200 of 1200 records read back\n" in shown.err
@@ -657,17 +662,19 @@ def test_a_backup_is_read_back_and_says_what_opens_it(service: Output) -> None:
 def test_a_backup_opens_with_the_key_file_alone_and_with_the_master_key_alone(
     slot_type: str,
 ) -> None:
-    option = ["--container-secret", str(KEY_FILE)]
+    source = SOURCE
     if slot_type == "container-secret":
         KEY_FILE.parent.mkdir()
         KEY_FILE.write_bytes(bytes(range(32)))
         KEY_FILE.chmod(0o444)
-    main(["init", *(option if slot_type == "container-secret" else [])])
-    _fill(5)
-    assert main(["db", "backup", str(BACKUP)]) == 0
-    with open_keys(ENVELOPE, KEY_FILE) as keys, SecretBytes.generate(32) as other:
-        assert keys.slot_type == slot_type
-        alone = {slot_type: keys.wrapping}
+        source = f"secret:{KEY_FILE}"
+    main(["init", "--no-recovery", "--key-source", source])
+    with open_master_key(ENVELOPE, source) as master, SecureDb.open(DATABASE, master) as store:
+        store.insert_many((b"name %d" % number, b"value") for number in range(5))
+    assert main(["db", "backup", str(BACKUP), "--key-source", source]) == 0
+    with open_keys(ENVELOPE, source) as keys, SecretBytes.generate(32) as other:
+        assert keys.provider.slot_type == slot_type
+        alone = {slot_type: keys.wrapping.key}
         assert check_backup(BACKUP, alone, progress=lambda *_: None) == 5
         assert check_backup(BACKUP, {"master": keys.master}, progress=lambda *_: None) == 5
         with pytest.raises(WrongKeyError):
@@ -820,13 +827,13 @@ def test_backup_and_key_file_are_enough_on_a_fresh_machine() -> None:
     shutil.copy2(KEY_FILE, "fresh")
     shutil.rmtree("data")
     shutil.rmtree("secrets")
-    folders = ["--data-dir", "data", "--key-file", "service.key"]
-    assert _run("init", *folders, cwd="fresh").returncode == 0
+    folders = ["--data-dir", "data", "--key-source", "file:service.key"]
+    assert _run("init", "--no-recovery", *folders, cwd="fresh").returncode == 0
     result = _run("db", "restore", BACKUP.name, *folders, cwd="fresh")
     assert result.returncode == 0, result.stderr
     os.chdir("fresh")
     with (
-        open_master_key(ENVELOPE, Path("service.key")) as master_key,
+        open_master_key(ENVELOPE, "file:service.key") as master_key,
         SecureDb.open(DATABASE, master_key) as store,
     ):
         assert dict(store.items()) == {b"name %d" % number: b"value" for number in range(1200)}
@@ -836,27 +843,29 @@ def test_backup_and_key_file_are_enough_on_a_fresh_machine() -> None:
 def test_a_backup_opens_where_the_same_key_is_of_the_other_type(
     capsys: Output, moved_to: str
 ) -> None:
-    delivered = ["--container-secret", "delivered"]
+    before, after = "file:delivered", "secret:delivered"
+    if moved_to == "key-file":
+        before, after = after, before
     key = Path("delivered")
     key.write_bytes(bytes(range(32)))
     key.chmod(0o600)
-    main(["init", *(["--key-file", "delivered"] if moved_to == "container-secret" else delivered)])
-    with open_master_key(ENVELOPE, key) as master, SecureDb.open(DATABASE, master) as store:
+    main(["init", "--no-recovery", "--key-source", before])
+    with open_master_key(ENVELOPE, before) as master, SecureDb.open(DATABASE, master) as store:
         store.insert(b"name", b"value")
-    assert main(["db", "backup", str(BACKUP), "--key-file", "delivered"]) == 0
+    assert main(["db", "backup", str(BACKUP), "--key-source", before]) == 0
     shutil.rmtree("data")
-    main(["init", *(delivered if moved_to == "container-secret" else ["--key-file", "delivered"])])
-    with open_keys(ENVELOPE, key) as keys:
-        assert keys.slot_type == moved_to
-    assert main(["db", "verify", "--backup", str(BACKUP), "--key-file", "delivered"]) == 0
-    assert main(["db", "restore", str(BACKUP), "--key-file", "delivered"]) == 0
+    main(["init", "--no-recovery", "--key-source", after])
+    with open_keys(ENVELOPE, after) as keys:
+        assert keys.provider.slot_type == moved_to
+    assert main(["db", "verify", "--backup", str(BACKUP), "--key-source", after]) == 0
+    assert main(["db", "restore", str(BACKUP), "--key-source", after]) == 0
     assert "holds 1 records now" in capsys.readouterr().out
 
 
 def test_a_backup_of_another_service_needs_its_key_file(service: Output) -> None:
     main(["db", "backup", str(BACKUP)])
     other = _another_service("other")
-    folders = ["--data-dir", "other/data", "--key-file", str(other)]
+    folders = ["--data-dir", "other/data", "--key-source", f"file:{other}"]
     service.readouterr()
     status = main(["db", "restore", str(BACKUP), *folders])
     _refused(service, status, "The backup records.backup cannot be used", "key-file")
@@ -964,7 +973,8 @@ def test_verify_of_a_backup_asks_nothing_but_the_key_file(service: Output) -> No
     assert main(["db", "verify", "--backup", str(BACKUP)]) == 0
     shown = service.readouterr()
     assert shown.out == (
-        "All 1200 records of records.backup are whole. secrets/service.key alone opens it.\n"
+        "All 1200 records of records.backup are whole. "
+        "It opens with file:secrets/service.key alone.\n"
     )
     assert "1200 of 1200 records checked\n" in shown.err
     shutil.rmtree("data")
@@ -974,7 +984,7 @@ def test_verify_of_a_backup_asks_nothing_but_the_key_file(service: Output) -> No
 
 def test_a_key_for_a_backup_without_a_backup_is_refused(service: Output) -> None:
     status = main(["db", "verify", "--backup-key-file", str(KEY_FILE)])
-    _refused(service, status, "--backup-key-file is for a backup")
+    _refused(service, status, "Those keys are for a backup", "--backup FILE")
 
 
 def test_verify_of_a_backup_with_another_key_says_so(service: Output) -> None:
@@ -985,11 +995,112 @@ def test_verify_of_a_backup_with_another_key_says_so(service: Output) -> None:
     _refused(service, status, "it is the key of another service")
 
 
+def _service_with_a_phrase(source: str) -> Path:
+    """Make a service with three records whose recovery phrase is in a file."""
+    Path("secrets").mkdir()
+    for name, contents in (("delivered", bytes(32)), ("passphrase", b"correct horse battery")):
+        Path("secrets", name).write_bytes(contents)
+        Path("secrets", name).chmod(0o400)
+    phrase = Path("phrase")
+    assert main(["init", "--phrase-file", str(phrase), "--key-source", source]) == 0
+    with open_master_key(ENVELOPE, source) as master, SecureDb.open(DATABASE, master) as store:
+        store.insert_many((b"name %d" % number, b"value") for number in range(3))
+    return phrase
+
+
+@pytest.mark.parametrize(
+    ("source", "alone"),
+    [
+        (SOURCE, f"{SOURCE} or the recovery phrase"),
+        ("secret:secrets/delivered", "secret:secrets/delivered or the recovery phrase"),
+        ("passphrase:secrets/passphrase", "the recovery phrase"),
+    ],
+)
+def test_backup_and_recovery_phrase_are_enough_on_a_fresh_machine(
+    capsys: Output, source: str, alone: str
+) -> None:
+    phrase = str(_service_with_a_phrase(source))
+    options = ["--key-source", source]
+    capsys.readouterr()
+    assert main(["db", "backup", str(BACKUP), *options]) == 0
+    assert f"\nIt opens with {alone}, without the envelope" in capsys.readouterr().out
+    assert main(["db", "verify", "--backup", str(BACKUP), *options]) == 0
+    assert f"It opens with {alone} alone." in capsys.readouterr().out
+    shutil.rmtree("data")
+    shutil.rmtree("secrets")
+    verify = ["db", "verify", "--backup", str(BACKUP)]
+    assert main([*verify, "--phrase-file", phrase]) == 0
+    assert "It opens with the recovery phrase alone." in capsys.readouterr().out
+
+    assert main(["init", "--no-recovery"]) == 0
+    capsys.readouterr()
+    status = main(["db", "restore", str(BACKUP)])
+    _refused(capsys, status, "it is the key of another service")  # the control
+    assert main(["db", "restore", str(BACKUP), "--phrase-file", phrase]) == 0
+    with _open() as store:
+        assert store.count() == 3
+
+
+def test_a_backup_of_before_the_key_was_moved_opens_with_what_it_was_written_for(
+    capsys: Output,
+) -> None:
+    _service_with_a_phrase(SOURCE)
+    assert main(["db", "backup", str(BACKUP)]) == 0
+    moved = "secret:secrets/delivered"
+    with open_keys(ENVELOPE, SOURCE) as keys:
+        reseal(ENVELOPE, keys, KeySource.parse(moved))
+    capsys.readouterr()
+    verify = ["db", "verify", "--backup", str(BACKUP)]
+    assert main([*verify, "--key-source", moved]) == 0
+    assert "It opens with the recovery phrase alone." in capsys.readouterr().out
+    assert main([*verify, "--backup-key-file", str(KEY_FILE)]) == 0
+    assert f"It opens with {KEY_FILE} alone." in capsys.readouterr().out
+
+
+def test_a_phrase_that_is_piped_in_opens_a_backup() -> None:
+    phrase = _service_with_a_phrase(SOURCE)
+    assert main(["db", "backup", str(BACKUP)]) == 0
+    shutil.rmtree("data")
+    command = [sys.executable, "-m", "service_security", "db", "verify", "--recovery-phrase"]
+    for typed, status in ((phrase.read_text(), 0), ("abandon " * 24, 2)):
+        result = subprocess.run(
+            [*command, "--backup", str(BACKUP)],
+            input=typed,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert result.returncode == status, result.stderr
+        assert "abandon" not in result.stderr
+
+
+def test_a_backup_that_would_open_with_the_envelope_only_is_refused(capsys: Output) -> None:
+    source = ["--key-source", "passphrase:secrets/passphrase"]
+    Path("secrets").mkdir()
+    Path("secrets/passphrase").write_text("correct horse battery")
+    Path("secrets/passphrase").chmod(0o400)
+    assert main(["init", "--no-recovery", *source]) == 0
+    with open_master_key(ENVELOPE, source[1]) as master:
+        SecureDb.open(DATABASE, master).close()
+    capsys.readouterr()
+    status = main(["db", "backup", str(BACKUP), *source])
+    _refused(capsys, status, "lost together with the envelope", "keys recovery-phrase")
+    assert not BACKUP.exists()
+    status = main(["db", "verify", "--backup", str(BACKUP), *source])
+    _refused(capsys, status, "No backup opens with passphrase:secrets/passphrase alone")
+
+
+@pytest.mark.parametrize("both", [["--recovery-phrase"], ["--backup-key-file", "key"]])
+def test_two_ways_into_a_backup_at_once_are_refused(both: list[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["db", "verify", "--backup", str(BACKUP), "--phrase-file", "phrase", *both])
+
+
 def test_verify_of_a_backup_does_not_fall_back_on_the_master_key(service: Output) -> None:
     """Else a backup would count as whole that is lost with the machine."""
     main(["db", "backup", str(BACKUP)])
-    with open_master_key(ENVELOPE, KEY_FILE) as master, SecretBytes.generate(32) as wrapping:
-        ENVELOPE.write_bytes(Envelope.create(master, wrapping, "key-file").to_json())
+    with open_master_key(ENVELOPE, SOURCE) as master, SecretBytes.generate(32) as wrapping:
+        ENVELOPE.write_bytes(Envelope.create(master, {"key-file": WrappingKey(wrapping)}).to_json())
         KEY_FILE.write_bytes(bytes(wrapping.view))
     service.readouterr()
     status = main(["db", "verify", "--backup", str(BACKUP)])

@@ -23,5 +23,6 @@ def test_there_are_examples() -> None:
 def test_an_example_runs(example: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "assert" in example
     monkeypatch.chdir(tmp_path)
-    assert main(["init", "--data-dir", "data", "--key-file", "secrets/service.key"]) == 0
+    monkeypatch.delenv("SERVICE_DATA_DIR", raising=False)
+    assert main(["init", "--no-recovery", "--key-source", "file:secrets/service.key"]) == 0
     exec(example, {})  # noqa: S102 - our own document

@@ -20,7 +20,7 @@ from service_security.errors import (
     WrongKeyError,
 )
 from service_security.keys import Envelope, open_keys, open_master_key
-from service_security.keys.key_file import CONTAINER_SECRET, KEY_FILE
+from service_security.keys.provider import CONTAINER_SECRET, KEY_FILE, WrappingKey
 from service_security.secret_bytes import SecretBytes
 
 MASTER = bytes(range(32))
@@ -37,11 +37,13 @@ class Pair:
         self.key_file.write_bytes(WRAPPING)
         self.key_file.chmod(0o600)
         with SecretBytes.copy_of(MASTER) as master, SecretBytes.copy_of(WRAPPING) as wrapping_key:
-            self.envelope.write_bytes(Envelope.create(master, wrapping_key, slot_type).to_json())
+            envelope = Envelope.create(master, {slot_type: WrappingKey(wrapping_key)})
+            self.envelope.write_bytes(envelope.to_json())
+        self.source = f"{'file' if slot_type == KEY_FILE else 'secret'}:{self.key_file}"
 
     def open(self) -> bytes:
         """Return the master key that comes out."""
-        with open_master_key(self.envelope, self.key_file) as master, master.view as view:
+        with open_master_key(self.envelope, self.source) as master, master.view as view:
             return bytes(view)
 
     def edit_body(self, change: Callable[[dict[str, Any]], None]) -> None:
@@ -64,11 +66,13 @@ def test_the_master_key_comes_out(pair: Pair) -> None:
 
 
 def test_both_keys_come_out_and_are_wiped_when_closed(pair: Pair) -> None:
-    with open_keys(pair.envelope, pair.key_file) as keys:
+    with open_keys(pair.envelope, pair.source) as keys:
         assert bytes(keys.master.view) == MASTER
-        assert bytes(keys.wrapping.view) == WRAPPING
-        assert keys.slot_type == KEY_FILE
-    for key in (keys.master, keys.wrapping):
+        assert bytes(keys.wrapping.key.view) == WRAPPING
+        assert keys.provider.slot_type == KEY_FILE
+        assert str(keys.provider) == pair.source
+        assert keys.recovery is None
+    for key in (keys.master, keys.wrapping.key):
         with pytest.raises(ValueError, match="closed"):
             key.check()
 
@@ -78,13 +82,13 @@ def test_a_wrapping_key_that_nobody_asked_for_is_wiped_at_once(
     pair: Pair, monkeypatch: pytest.MonkeyPatch, envelope: str
 ) -> None:
     wrapping = SecretBytes.copy_of(WRAPPING)
-    monkeypatch.setattr("service_security.keys.envelope.read_key", lambda *_: wrapping)
+    monkeypatch.setattr("service_security.keys.key_file.read_key", lambda *_: wrapping)
     if envelope == "whole":
         assert pair.open() == MASTER
     else:
         pair.edit_body(lambda body: body.update(generation=2))
         with pytest.raises(IntegrityError):
-            open_keys(pair.envelope, pair.key_file)
+            open_keys(pair.envelope, pair.source)
     with pytest.raises(ValueError, match="closed"):
         wrapping.check()
 
@@ -109,7 +113,7 @@ def test_a_missing_envelope_names_init_and_the_backup(pair: Pair) -> None:
 
 def test_a_missing_key_file_is_named(pair: Pair) -> None:
     pair.key_file.unlink()
-    with pytest.raises(KeyUnavailableError, match=r"service\.key is missing.*SERVICE_KEY_FILE"):
+    with pytest.raises(KeyUnavailableError, match=r"service\.key is missing.*SERVICE_KEY_SOURCE"):
         pair.open()
 
 
@@ -130,17 +134,22 @@ def test_a_pipe_in_place_of_a_key_file_is_refused_and_does_not_block(pair: Pair)
 @pytest.mark.parametrize(
     ("contents", "size"),
     [
-        (b"", "0 bytes"),
         (bytes(31), "31 bytes"),
         (bytes(33), "more than 32 bytes"),
         (WRAPPING.hex().encode(), "more than 32 bytes"),
         (WRAPPING + b"\n", "more than 32 bytes"),
     ],
-    ids=["empty", "short", "long", "hexadecimal", "with a line end"],
+    ids=["short", "long", "hexadecimal", "with a line end"],
 )
 def test_a_key_of_another_length_is_refused(pair: Pair, contents: bytes, size: str) -> None:
     pair.key_file.write_bytes(contents)
     with pytest.raises(ConfigurationError, match=f"holds {size}; a key is exactly 32 raw bytes"):
+        pair.open()
+
+
+def test_an_empty_key_file_is_refused(pair: Pair) -> None:
+    pair.key_file.write_bytes(b"")
+    with pytest.raises(ConfigurationError, match=r"service\.key is empty"):
         pair.open()
 
 
@@ -220,7 +229,11 @@ def _set(name: str, value: object) -> Callable[[dict[str, Any]], None]:
         _set("format", "another"),
         lambda body: body.pop("slots"),
         lambda body: body["slots"][0].update(box="*"),
-        lambda body: body["slots"][0].update(type="container-secret"),
+        lambda body: body["slots"][0].update(note="an unknown member"),
+        lambda body: body["slots"][0].update(salt=1),
+        lambda body: body["slots"].append({"type": "recovery", "box": ""}),
+        lambda body: body["slots"].append({"type": "environment"}),
+        lambda body: body["slots"].append("environment"),
         lambda body: body["slots"].append(body["slots"][0]),
     ],
 )
@@ -230,6 +243,14 @@ def test_an_edited_envelope_is_refused(
     pair.edit_body(change)
     with pytest.raises((IntegrityError, WrongKeyError)):
         pair.open()
+
+
+def test_a_slot_of_another_type_is_refused(pair: Pair) -> None:
+    pair.edit_body(lambda body: body["slots"][0].update(type="container-secret"))
+    with pytest.raises(ConfigurationError, match="opens by container-secret"):
+        pair.open()
+    with pytest.raises(WrongKeyError):  # the type is bound to the box
+        open_master_key(pair.envelope, f"secret:{pair.key_file}")
 
 
 def test_every_changed_character_is_noticed(pair: Pair) -> None:
@@ -287,6 +308,42 @@ def test_a_file_that_is_no_envelope_is_refused(pair: Pair, text: bytes) -> None:
 def test_no_bytes_make_the_parser_fail_otherwise(text: bytes) -> None:
     with pytest.raises((IntegrityError, UnsupportedFormatError)):
         Envelope.from_json(text)
+
+
+_TEXTS = st.text(max_size=20) | st.sampled_from(["", "AAAA", "recovery", "key-file", "*"])
+_SLOTS = st.dictionaries(
+    st.sampled_from(["type", "box", "kept", "salt", "profile"]) | st.text(max_size=5),
+    _TEXTS | st.integers() | st.none() | st.lists(_TEXTS, max_size=2),
+    max_size=6,
+)
+_ENVELOPE = {"format": "service-security-envelope", "version": 1, "generation": 1}
+_ENVELOPE |= {"envelope_id": "00" * 16, "master_id": "00" * 32}
+
+
+@given(st.lists(_SLOTS | st.none() | _TEXTS, max_size=4))
+def test_no_slots_make_the_parser_or_the_key_fail_otherwise(slots: list[Any]) -> None:
+    body = json.dumps({**_ENVELOPE, "slots": slots})
+    text = json.dumps({"body": body, "mac": "00" * 32}).encode()
+    try:
+        parsed = Envelope.from_json(text)
+    except IntegrityError:
+        return
+    assert Envelope.from_json(parsed.to_json()) == parsed
+    with SecretBytes(32) as zeros:
+        for slot_type in parsed.slots.keys() & {KEY_FILE, CONTAINER_SECRET}:
+            with pytest.raises((IntegrityError, WrongKeyError, UnsupportedFormatError)):
+                parsed.open(WrappingKey(zeros), slot_type)
+        if "recovery" in parsed.slots:
+            with pytest.raises((IntegrityError, UnsupportedFormatError)):
+                parsed.recovery_key(zeros)
+
+
+def test_control_slots_of_texts_with_a_type_and_a_box_are_parsed() -> None:
+    slots = [{"type": "recovery", "box": "AAAA", "kept": "*"}, {"type": "of tomorrow", "box": ""}]
+    body = json.dumps({**_ENVELOPE, "slots": slots})
+    parsed = Envelope.from_json(json.dumps({"body": body, "mac": "00" * 32}).encode())
+    assert list(parsed.slots) == ["recovery", "of tomorrow"]
+    assert parsed.slots["recovery"].fields == {"kept": "*"}
 
 
 def test_errors_hold_no_key(pair: Pair) -> None:

@@ -15,7 +15,7 @@ from service_security.errors import (
 )
 from service_security.keys import Envelope, initialise, open_master_key
 from service_security.keys.initialise import Initialised
-from service_security.keys.key_file import CONTAINER_SECRET
+from service_security.keys.provider import WrappingKey
 from service_security.secret_bytes import SecretBytes
 
 
@@ -23,8 +23,12 @@ def _paths(folder: Path) -> tuple[Path, Path]:
     return folder / "data" / "envelope.json", folder / "secrets" / "service.key"
 
 
+def _source(folder: Path) -> str:
+    return f"file:{_paths(folder)[1]}"
+
+
 def _init(folder: Path, *, data: bool = False) -> Initialised:
-    return initialise(*_paths(folder), holds_encrypted_data=lambda: data)
+    return initialise(_paths(folder)[0], _source(folder), holds_encrypted_data=lambda: data)
 
 
 def _files(folder: Path) -> dict[str, bytes]:
@@ -36,20 +40,22 @@ def _files(folder: Path) -> dict[str, bytes]:
 
 
 def test_makes_both_files_closed_to_others(tmp_path: Path) -> None:
-    assert _init(tmp_path) == Initialised(created_key=True, created_envelope=True)
+    made = _init(tmp_path)
+    assert (made.created, made.passed_over, made.has_recovery) == (True, (), False)
+    assert str(made.provider) == _source(tmp_path)
     envelope, key_file = _paths(tmp_path)
     assert sorted(_files(tmp_path)) == ["data/envelope.json", "secrets/service.key"]
     assert key_file.stat().st_size == 32
     for path in (envelope, key_file):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
-    open_master_key(envelope, key_file).close()
+    open_master_key(envelope, _source(tmp_path)).close()
 
 
 def test_a_second_run_changes_nothing(tmp_path: Path) -> None:
     _init(tmp_path)
     before = _files(tmp_path)
-    assert _init(tmp_path) == Initialised(created_key=False, created_envelope=False)
+    assert not _init(tmp_path).created
     assert _files(tmp_path) == before
 
 
@@ -101,7 +107,7 @@ def test_data_that_cannot_be_looked_at_counts_as_data(tmp_path: Path) -> None:
         raise StoreUnavailableError("the volume is not mounted")
 
     with pytest.raises(StoreUnavailableError):
-        initialise(*_paths(tmp_path), holds_encrypted_data=unreachable)
+        initialise(_paths(tmp_path)[0], _source(tmp_path), holds_encrypted_data=unreachable)
     assert not _files(tmp_path)
 
 
@@ -110,7 +116,24 @@ def test_an_interrupted_init_goes_on_with_its_key(tmp_path: Path) -> None:
     envelope, key_file = _paths(tmp_path)
     envelope.unlink()
     key = key_file.read_bytes()
-    assert _init(tmp_path) == Initialised(created_key=False, created_envelope=True)
+    assert _init(tmp_path).created
+    assert key_file.read_bytes() == key
+
+
+def test_a_key_file_that_is_there_is_read_and_nothing_is_written_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its folder may be one that can only be read."""
+    _, key_file = _paths(tmp_path)
+    key_file.parent.mkdir()
+    key_file.write_bytes(key := bytes(range(32)))
+    key_file.chmod(0o400)
+
+    def refused(*_: object) -> bool:
+        raise AssertionError
+
+    monkeypatch.setattr("service_security.keys.key_file.create_whole", refused)
+    assert _init(tmp_path).created
     assert key_file.read_bytes() == key
 
 
@@ -127,25 +150,25 @@ def test_a_bad_key_file_leaves_no_envelope(tmp_path: Path) -> None:
 
 def test_a_container_secret_is_used_and_never_made(tmp_path: Path) -> None:
     envelope, secret = _paths(tmp_path)
-    arguments = {"slot_type": CONTAINER_SECRET, "holds_encrypted_data": lambda: False}
+    source = f"secret:{secret}"
     with pytest.raises(KeyUnavailableError):
-        initialise(envelope, secret, **arguments)  # type: ignore[arg-type]
+        initialise(envelope, source, holds_encrypted_data=lambda: False)
     assert not _files(tmp_path)
     secret.parent.mkdir()
     secret.write_bytes(bytes(range(32)))
     secret.chmod(0o444)
-    made = initialise(envelope, secret, **arguments)  # type: ignore[arg-type]
-    assert made == Initialised(created_key=False, created_envelope=True)
-    open_master_key(envelope, secret).close()
+    assert initialise(envelope, source, holds_encrypted_data=lambda: False).created
+    assert sorted(_files(tmp_path)) == ["data/envelope.json", "secrets/service.key"]
+    open_master_key(envelope, source).close()
 
 
 def test_the_envelope_on_disk_is_opened_once_before_it_counts_as_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create = Envelope.create
-    other = SecretBytes.generate()
+    other = WrappingKey(SecretBytes.generate())
     monkeypatch.setattr(
-        Envelope, "create", lambda master, _, slot_type: create(master, other, slot_type)
+        Envelope, "create", lambda master, keys: create(master, dict.fromkeys(keys, other))
     )
     with pytest.raises(WrongKeyError):
         _init(tmp_path)
@@ -174,10 +197,25 @@ def test_what_a_killed_init_left_over_is_removed(tmp_path: Path) -> None:
     assert sorted(_files(tmp_path)) == ["data/envelope.json", "secrets/service.key"]
 
 
-def test_the_envelopes_place_cannot_be_the_key_file(tmp_path: Path) -> None:
+def test_the_second_name_of_a_key_that_a_killed_init_left_is_removed(tmp_path: Path) -> None:
+    """It died between giving the key file its name and taking the draft's away."""
+    _, key_file = _paths(tmp_path)
+    _init(tmp_path)
+    _paths(tmp_path)[0].unlink()
+    os.link(key_file, draft := key_file.with_name(".service.key.new"))
+    _init(tmp_path)
+    assert not draft.exists()
+    assert key_file.stat().st_nlink == 1
+
+
+@pytest.mark.parametrize("place", ["data/envelope.json", "data/../data/envelope.json", "link/x"])
+def test_the_envelopes_place_cannot_be_the_key_file(tmp_path: Path, place: str) -> None:
     envelope, _ = _paths(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "link").mkdir()
+    (tmp_path / "link" / "x").symlink_to(envelope)
     with pytest.raises(ConfigurationError, match="cannot be the key file"):
-        initialise(envelope, envelope, holds_encrypted_data=lambda: False)
+        initialise(envelope, f"file:{tmp_path / place}", holds_encrypted_data=lambda: False)
     assert not envelope.exists()
 
 
@@ -207,4 +245,4 @@ def test_processes_that_init_at_once_end_with_one_key(tmp_path: Path) -> None:
             process.join(30)
             assert process.exitcode == 0
         assert sorted(_files(folder)) == ["data/envelope.json", "secrets/service.key"]
-        open_master_key(*_paths(folder)).close()
+        open_master_key(_paths(folder)[0], _source(folder)).close()

@@ -22,11 +22,20 @@ import pytest
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.cmac import CMAC
 
-from independent_reader import PREFIX, hkdf, open_box, read_envelope
+from independent_reader import (
+    PREFIX,
+    hkdf,
+    open_box,
+    passphrase_key,
+    read_envelope,
+    read_slots,
+    recovery_key,
+)
 from service_security.cli import main
 from service_security.layout import DataFolder
 from service_security.secret_bytes import SecretBytes
 from service_security.store.cipher import HChaCha20
+from test_format import WORDS
 
 _PTRACE_SCOPE = Path("/proc/sys/kernel/yama/ptrace_scope")
 
@@ -45,7 +54,7 @@ from service_security.keys import open_master_key
 from service_security.store import SecureDb
 
 envelope, key_file, database, cipher = sys.argv[1:]
-with open_master_key(Path(envelope), Path(key_file)) as master_key:
+with open_master_key(Path(envelope), f"file:{key_file}") as master_key:
     store = SecureDb.open(database, master_key, cipher=cipher)
 
 def use():
@@ -73,10 +82,29 @@ from service_security.errors import WrongKeyError
 from service_security.keys import open_master_key
 
 try:
-    open_master_key(Path(sys.argv[1]), Path(sys.argv[2]))
+    open_master_key(Path(sys.argv[1]), f"file:{sys.argv[2]}")
 except WrongKeyError as error:
     kept = error
     print("refused", flush=True)
+sys.stdin.readline()
+"""
+
+# Whatever the source is, its key is used once and gone; the recovery key is typed first.
+USES_A_SOURCE = """
+import os, sys
+from pathlib import Path
+from service_security.keys import open_keys
+from service_security.keys.recovery import RecoveryKey, key_of
+from service_security.keys.service_keys import open_with, read_envelope
+
+envelope, source, phrase = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
+with key_of(phrase.read_text()) as typed:
+    keys = open_with(read_envelope(envelope), RecoveryKey(typed))
+    keys.close()
+with open_keys(envelope, source) as keys:
+    print("open", flush=True)
+    sys.stdin.readline()
+print("closed", flush=True)
 sys.stdin.readline()
 """
 
@@ -105,7 +133,8 @@ def data(tmp_path: Path, key_file: Path) -> DataFolder:
     """Return a data folder with an envelope."""
     folder = DataFolder(tmp_path / "data")
     folder.path.mkdir(mode=0o700)
-    assert main(["init", "--data-dir", str(folder.path), "--key-file", str(key_file)]) == 0
+    folders = ["--data-dir", str(folder.path), "--key-source", f"file:{key_file}"]
+    assert main(["init", "--no-recovery", *folders]) == 0
     return folder
 
 
@@ -249,3 +278,42 @@ def test_refused_key_is_not_left_in_memory(data: DataFolder, key_file: Path) -> 
     with child(IS_REFUSED, data.envelope, key_file) as process:
         process.says("refused")
         assert process.holds({"wrong key": wrong}) == set()
+
+
+@pytest.mark.parametrize("kind", ["environment", "passphrase", "file"])
+def test_closed_keys_leave_nothing_of_any_source_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """The texts of a variable and a phrase stay as ``str``; OpenSSL keeps the passphrase."""
+    key, phrase = secrets.token_bytes(32), tmp_path / "phrase"
+    passphrase = secrets.token_urlsafe(30)
+    monkeypatch.setenv("TEST_WRAPPING_KEY", base64.b64encode(key).decode())
+    for name, contents in (("key", key), ("passphrase", passphrase.encode())):
+        (tmp_path / name).write_bytes(contents)
+        (tmp_path / name).chmod(0o600)
+    source = {
+        "environment": "env:TEST_WRAPPING_KEY",
+        "passphrase": f"passphrase:{tmp_path}/passphrase",
+        "file": f"file:{tmp_path}/key",
+    }[kind]
+    envelope = tmp_path / "data" / "envelope.json"
+    folders = ["--data-dir", str(envelope.parent), "--key-source", source]
+    assert main(["init", "--phrase-file", str(phrase), *folders]) == 0
+
+    slots = read_slots(envelope)
+    wrapping = passphrase_key(passphrase, slots["passphrase"]) if kind == "passphrase" else key
+    keys = {
+        "wrapping key": wrapping,
+        "master key": read_envelope(envelope, wrapping),
+        "recovery key": recovery_key(phrase.read_text(), WORDS),
+        "passphrase": passphrase.encode(),
+    }
+    with child(USES_A_SOURCE, envelope, source, phrase) as process:
+        process.says("open")
+        held = process.holds(keys)
+        assert held - {"passphrase"} == {"wrapping key", "master key", "recovery key"}, (
+            "the control"
+        )
+        process.goes_on()
+        process.says("closed")
+        assert process.holds(keys) <= {"passphrase"}

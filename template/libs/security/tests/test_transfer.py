@@ -292,21 +292,21 @@ def test_a_plain_file_that_another_program_writes_is_not_imported(
 
 
 def test_a_service_refuses_plain_records_and_names_the_command(folder: DataFolder) -> None:
-    refuse_other_kind(folder.database, cipher="aes256gcm", key_file=Path("a key"))
+    refuse_other_kind(folder.database, cipher="aes256gcm", key_source="file:a key")
     _write_plain(folder.database, RECORDS)
     with pytest.raises(ConfigurationError) as refusal:
-        refuse_other_kind(folder.database, cipher="aes256gcm", key_file=Path("a key"))
-    folders = f"--data-dir {folder.path} --key-file 'a key'"
+        refuse_other_kind(folder.database, cipher="aes256gcm", key_source="file:a key")
+    folders = f"--data-dir {folder.path} --key-source 'file:a key'"
     init = f"uv run python -m service_security init {folders}"
     command = f"uv run python -m service_security db import {folders} --cipher aes256gcm"
     assert str(refusal.value).endswith(f": {init} && {command}")
     folder.envelope.write_text("an envelope")
     with pytest.raises(ConfigurationError) as refusal:
-        refuse_other_kind(folder.database, cipher="aes256gcm", key_file=Path("a key"))
+        refuse_other_kind(folder.database, cipher="aes256gcm", key_source="file:a key")
     assert str(refusal.value).endswith(f": {command}")
     folder.envelope.unlink()
     _import(folder)
-    refuse_other_kind(folder.database, cipher="aes256gcm", key_file=Path("a key"))
+    refuse_other_kind(folder.database, cipher="aes256gcm", key_source="file:a key")
 
 
 def test_the_note_names_the_export_and_goes_with_the_encrypted_file(folder: DataFolder) -> None:
@@ -425,7 +425,7 @@ def test_a_second_name_of_the_database_itself_keeps_no_service_from_starting(
 ) -> None:
     SecureDb.open(folder.database, MASTER).close()
     os.link(folder.database, folder.path / "records.db.replaced")
-    refuse_other_kind(folder.database, cipher="aes256gcm", key_file=Path("a key"))
+    refuse_other_kind(folder.database, cipher="aes256gcm", key_source="file:a key")
 
 
 def test_a_service_does_not_start_beside_readable_left_overs(folder: DataFolder) -> None:
@@ -434,9 +434,9 @@ def test_a_service_does_not_start_beside_readable_left_overs(folder: DataFolder)
         left_over = folder.path / f"records.db.{suffix}"
         left_over.write_bytes(b"readable")
         with pytest.raises(ConfigurationError, match=f"{suffix}.*{command}"):
-            refuse_other_kind(folder.database, cipher="aes256gcm", key_file=Path("a key"))
+            refuse_other_kind(folder.database, cipher="aes256gcm", key_source="file:a key")
         left_over.unlink()
-    refuse_other_kind(folder.database, cipher="aes256gcm", key_file=Path("a key"))
+    refuse_other_kind(folder.database, cipher="aes256gcm", key_source="file:a key")
 
 
 def test_a_failed_export_leaves_no_readable_draft(folder: DataFolder) -> None:

@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import ConfigurationError, StoreUnavailableError
@@ -37,7 +37,7 @@ def create_whole(path: Path, contents: bytes | memoryview) -> bool:
     Raises:
         ConfigurationError: The folder cannot be written.
     """
-    draft = path.with_name(f".{path.name}.new")
+    draft = _draft_of(path)
     try:
         draft.unlink(missing_ok=True)
         try:
@@ -81,7 +81,7 @@ def replace_whole(path: Path, contents: bytes, check: Callable[[bytes], None]) -
         ConfigurationError: The folder cannot be written.
         SecurityError: Whatever ``check`` raises; nothing is changed then.
     """
-    draft = path.with_name(f".{path.name}.new")
+    draft = _draft_of(path)
     try:
         draft.unlink(missing_ok=True)
         try:
@@ -95,6 +95,16 @@ def replace_whole(path: Path, contents: bytes, check: Callable[[bytes], None]) -
         raise ConfigurationError(
             f"{path} cannot be replaced: {error.strerror}. Check the folder's owner and mode."
         ) from error
+
+
+def remove_draft(path: Path) -> None:
+    """Remove what a process left that died while it made ``path``, where that can be."""
+    with suppress(OSError):
+        _draft_of(path).unlink()
+
+
+def _draft_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.new")
 
 
 def _write_whole(draft: Path, contents: bytes | memoryview) -> None:

@@ -7,17 +7,18 @@ and no file is ever replaced. Two processes that run at once end with one key an
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from os.path import realpath
 from pathlib import Path
 
 from .._files import create_whole, held, make_private_folder
-from ..errors import ConfigurationError, KeyUnavailableError
+from ..errors import ConfigurationError, KeyUnavailableError, SecurityError
 from ..secret_bytes import SecretBytes
 from .derivation import KEY_BYTES
 from .envelope import Envelope
 from .key_file import KeyFile
 from .provider import RECOVERY, KeyProvider
 from .recovery import RecoveryKey
-from .service_keys import envelope_is_there, open_keys
+from .service_keys import envelope_is_there, next_envelope, open_keys
 from .source import KeySource, key_source
 
 
@@ -54,13 +55,15 @@ def initialise(
         source: Where the wrapping key is to come from; of a list, the first that can give one
             here and now. It never falls back afterwards.
         recovery: Returns the recovery key of a phrase that somebody has written down; closed here.
-            Called once it is known that a key will be made, before anything is.
+            Called once it is known that a key will be made, before anything is. Whatever fails
+            after that says that the phrase opens nothing.
         holds_encrypted_data: Tells whether data would be lost with a new key. It must answer
             True, or raise, when it cannot know.
 
     Raises:
         ConfigurationError: Encrypted data without an envelope, a source that is set up wrongly,
-            or a folder that cannot be written.
+            or a folder that cannot be written; or another process made the envelope while this
+            one had a recovery phrase written down.
         KeyUnavailableError: No source can give a key, or it cannot be told whether there is an
             envelope.
         StoreUnavailableError: A folder cannot be opened, or ``holds_encrypted_data`` cannot tell.
@@ -68,10 +71,10 @@ def initialise(
         IntegrityError: An envelope is there and is damaged.
     """
     source = key_source(source)
-    if envelope_is_there(envelope):
+    if envelope_is_there(envelope) or envelope_is_there(next_envelope(envelope)):
         return _as_it_is(envelope, source)
     for provider in source.providers:
-        if isinstance(provider, KeyFile) and provider.path.absolute() == envelope.absolute():
+        if isinstance(provider, KeyFile) and realpath(provider.path) == realpath(envelope):
             raise ConfigurationError(
                 f"{envelope} cannot be the key file: it is the envelope's place."
             )
@@ -81,18 +84,33 @@ def initialise(
             "that data. Put the envelope back from the backup; nothing was changed."
         )
     chosen, passed_over = _first_available(source)
-    with ExitStack() as opened:
-        if recovery_key := recovery():
-            opened.callback(recovery_key.close)
-        make_private_folder(envelope.parent)
-        keys = {chosen.slot_type: opened.enter_context(chosen.protect())}
-        if recovery_key:
-            keys[RECOVERY] = opened.enter_context(RecoveryKey(recovery_key).protect())
-        opened.enter_context(held(envelope.parent, wait=True))
-        master = opened.enter_context(SecretBytes.generate(KEY_BYTES))
-        created = create_whole(envelope, Envelope.create(master, keys).to_json())
+    recovery_key = recovery()
+    if recovery_key is None:
+        created = _create(envelope, chosen, None)
+    else:
+        with recovery_key:
+            try:
+                created = _create(envelope, chosen, recovery_key)
+                if not created:
+                    raise ConfigurationError(f"Another command made {envelope} meanwhile.")
+            except SecurityError as error:
+                error.args = (
+                    f"{error} The recovery phrase of this run opens nothing: destroy it.",
+                )
+                raise
     found = _as_it_is(envelope, source)  # proves what is on disk now
     return Initialised(created, found.provider, passed_over, found.has_recovery)
+
+
+def _create(envelope: Path, provider: KeyProvider, recovery: SecretBytes | None) -> bool:
+    make_private_folder(envelope.parent)
+    with ExitStack() as opened:
+        keys = {provider.slot_type: opened.enter_context(provider.protect())}
+        if recovery:
+            keys[RECOVERY] = opened.enter_context(RecoveryKey(recovery).protect())
+        opened.enter_context(held(envelope.parent, wait=True))
+        master = opened.enter_context(SecretBytes.generate(KEY_BYTES))
+        return create_whole(envelope, Envelope.create(master, keys).to_json())
 
 
 def _first_available(source: KeySource) -> tuple[KeyProvider, tuple[str, ...]]:

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from .._files import create_whole, exists, held, make_private_folder
+from .._files import create_whole, exists, held, make_private_folder, remove_draft
 from ..errors import ConfigurationError, KeyUnavailableError
 from ..secret_bytes import SecretBytes
 from .derivation import KEY_BYTES
@@ -60,14 +60,19 @@ class KeyFile:
         Raises:
             KeyUnavailableError: The file cannot be read.
             ConfigurationError: It has a wrong mode, owner or length, or cannot be made.
+            StoreUnavailableError: Its folder cannot be opened.
         """
         make_private_folder(self.path.parent)
-        with (
-            held(self.path.parent, wait=True),
-            SecretBytes.generate(KEY_BYTES) as fresh,
-            fresh.view as view,
-        ):
-            create_whole(self.path, view)
+        with held(self.path.parent, wait=True):
+            try:
+                is_there = exists(self.path)
+            except OSError as error:
+                raise _unreadable(self.path, error) from error
+            if is_there:  # perhaps in a folder that can only be read
+                remove_draft(self.path)
+            else:
+                with SecretBytes.generate(KEY_BYTES) as fresh, fresh.view as view:
+                    create_whole(self.path, view)
         return WrappingKey(read_key(self.path, KEY_FILE))
 
     def unprotect(self, fields: Mapping[str, str]) -> WrappingKey:
@@ -163,7 +168,7 @@ def read_secret(path: Path, slot_type: str, limit: int) -> SecretBytes:
             while count < len(view) and (read := os.readv(descriptor, [view[count:]])):
                 count += read
             if count == 0:
-                raise _wrong_length(path, "0 bytes")
+                raise ConfigurationError(f"{path} is empty. Put the right file there.")
             with view[:count] as contents:
                 return SecretBytes.copy_of(contents)
     except OSError as error:

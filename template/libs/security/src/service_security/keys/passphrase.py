@@ -2,6 +2,9 @@
 
 The slot holds the salt and the *name* of a profile. Parameters are never read from a file: whoever
 could write them would choose the time and the memory that opening takes.
+
+OpenSSL's Argon2id leaves copies of the passphrase in memory that it gives back, for as long as the
+process runs; nothing here can wipe those. The key that it makes is wiped.
 """
 
 import os
@@ -14,7 +17,12 @@ from typing import Final, NamedTuple
 
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
-from ..errors import ConfigurationError, IntegrityError, UnsupportedFormatError
+from ..errors import (
+    ConfigurationError,
+    IntegrityError,
+    KeyUnavailableError,
+    UnsupportedFormatError,
+)
 from ..secret_bytes import SecretBytes
 from .derivation import KEY_BYTES
 from .key_file import read_secret
@@ -72,13 +80,14 @@ class Passphrase:
     def probe(self) -> None:
         """See that the file can be read and holds a passphrase. A person is not asked."""
         if self.path:
-            _checked(_read(self.path), new=True).close()
+            self._passphrase(new=True).close()
 
     def protect(self) -> WrappingKey:
         """Return a key made of the passphrase and a fresh salt.
 
         Raises:
-            KeyUnavailableError: The file is missing or cannot be read, or nobody can be asked.
+            KeyUnavailableError: The file is missing or cannot be read, nobody can be asked, or
+                there is too little memory.
             ConfigurationError: The passphrase is too short or too long, or no text.
         """
         salt = os.urandom(_SALT)
@@ -107,47 +116,62 @@ class Passphrase:
             return _stretched(passphrase, fields["profile"], bytes.fromhex(fields["salt"]))
 
     def _passphrase(self, *, new: bool) -> SecretBytes:
-        return _checked(_read(self.path) if self.path else self.ask(new), new=new)
+        if self.path is None:
+            # A lone surrogate, which a terminal may give, is refused as what is no text is.
+            typed = bytearray(self.ask(new).encode(errors="surrogatepass"))
+            return _checked(typed, "That passphrase", new=new)
+        limit = _MAX_BYTES + len(b"\r\n")
+        with read_secret(self.path, CONTAINER_SECRET, limit) as contents, contents.view as view:
+            return _checked(bytearray(view), f"The passphrase in {self.path}", new=new)
 
 
-def _read(path: Path) -> str:
-    with read_secret(path, CONTAINER_SECRET, _MAX_BYTES + 1) as contents, contents.view as view:
-        try:
-            return str(view, "utf-8")
-        except UnicodeDecodeError:
-            raise ConfigurationError(
-                f"{path} does not hold a passphrase: it is not UTF-8 text. Put the right file "
-                "there."
-            ) from None
+def _checked(data: bytearray, name: str, *, new: bool) -> SecretBytes:
+    """Return the bytes that count: UTF-8 in NFC, without the line end that an editor leaves.
 
-
-def _checked(text: str, *, new: bool) -> SecretBytes:
-    """Return the bytes that count: NFC, UTF-8, without the line end that an editor leaves.
-
-    The text itself is a ``str``, which Python cannot wipe.
+    Wipes ``data``. What is not ASCII becomes a ``str`` on the way, which Python cannot wipe.
     """
-    text = unicodedata.normalize("NFC", text.removesuffix("\n").removesuffix("\r"))
-    data = bytearray(text.encode())
     try:
-        if not data or len(data) > _MAX_BYTES or (new and len(text) < MIN_CHARACTERS):
+        if data.endswith(b"\n"):
+            del data[-2 if data.endswith(b"\r\n") else -1 :]
+        characters = len(data) if data.isascii() else _normalised(data, name)
+        if not data or len(data) > _MAX_BYTES or (new and characters < MIN_CHARACTERS):
             raise ConfigurationError(
-                f"A passphrase has {MIN_CHARACTERS} characters at least and {_MAX_BYTES} bytes at "
-                "most. Several words that nobody else would put together are a good one."
+                f"{name} is too short or too long: a new one has {MIN_CHARACTERS} characters at "
+                f"least, and each has {_MAX_BYTES} bytes at most. Several words that nobody else "
+                "would put together are a good one."
             )
         return SecretBytes.copy_of(data)
     finally:
         data[:] = bytes(len(data))
 
 
+def _normalised(data: bytearray, name: str) -> int:
+    """Bring UTF-8 into NFC in its place, and return the number of characters."""
+    try:
+        text = unicodedata.normalize("NFC", data.decode())
+        data[:] = text.encode()
+        return len(text)
+    except UnicodeDecodeError as error:
+        error.object = b""  # the passphrase
+        raise ConfigurationError(f"{name} is not UTF-8 text. Put the right one there.") from None
+
+
 def _stretched(passphrase: SecretBytes, profile: str, salt: bytes) -> WrappingKey:
     iterations, lanes, memory_cost = PROFILES[profile]
     key = SecretBytes(KEY_BYTES)
-    with passphrase.view as source, key.view as target:
-        Argon2id(
-            salt=salt,
-            length=KEY_BYTES,
-            iterations=iterations,
-            lanes=lanes,
-            memory_cost=memory_cost,
-        ).derive_into(source, target)  # type: ignore[arg-type]  # any buffer will do
+    try:
+        with passphrase.view as source, key.view as target:
+            Argon2id(
+                salt=salt,
+                length=KEY_BYTES,
+                iterations=iterations,
+                lanes=lanes,
+                memory_cost=memory_cost,
+            ).derive_into(source, target)  # type: ignore[arg-type]  # any buffer will do
+    except MemoryError:
+        key.close()
+        raise KeyUnavailableError(
+            f"The passphrase profile {profile} takes {memory_cost // 1024} MiB of memory, which "
+            "cannot be had. Give the service more, or stop what else takes it."
+        ) from None
     return WrappingKey(key, {"profile": profile, "salt": salt.hex()}, profile.encode())

@@ -94,16 +94,18 @@ def key_of(phrase: str) -> SecretBytes:
     number = 0
     for word in typed:
         number = number << _BITS | numbers[word]
-    data = bytearray((number >> 8).to_bytes(KEY_BYTES))
-    try:
-        if not hmac.compare_digest(hashlib.sha256(data).digest()[:1], bytes([number & 0xFF])):
-            raise ConfigurationError(
-                "A word of the recovery phrase is wrong or in the wrong place: the words do not "
-                "fit together. Compare each with what was written down."
-            )
-        return SecretBytes.copy_of(data)
-    finally:
-        data[:] = bytes(len(data))
+    key = SecretBytes(KEY_BYTES)
+    with key.view as view:
+        for place in range(KEY_BYTES):  # in pieces, so that no copy of the whole is left behind
+            view[place] = number >> 8 * (KEY_BYTES - place) & 0xFF
+        fits = hmac.compare_digest(hashlib.sha256(view).digest()[:1], bytes([number & 0xFF]))
+    if not fits:
+        key.close()
+        raise ConfigurationError(
+            "A word of the recovery phrase is wrong or in the wrong place: the words do not fit "
+            "together. Compare each with what was written down."
+        )
+    return key
 
 
 @cache

@@ -5,12 +5,11 @@ master key does (``keys rotate --master``).
 """
 
 from collections.abc import Collection, Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
 from .._files import locked, replace_whole
-from ..errors import ConfigurationError, WrongKeyError
+from ..errors import ConfigurationError, IntegrityError, WrongKeyError
 from ..secret_bytes import SecretBytes
 from .envelope import Envelope
 from .provider import RECOVERY, KeyProvider, WrappingKey
@@ -37,6 +36,7 @@ def reseal(envelope: Path, keys: ServiceKeys, to: KeySource) -> KeyProvider:
     Raises:
         ConfigurationError: ``to`` is a list or set up wrongly, or the folder cannot be written.
         KeyUnavailableError: ``to`` can give no key.
+        WrongKeyError: ``to`` gave another key when the new slot was opened. Nothing is changed.
         StoreUnavailableError: Another command is changing the keys.
     """
     if len(to.providers) != 1:
@@ -82,12 +82,15 @@ def _replace(
     prove: KeyProvider,
 ) -> None:
     def check(text: bytes) -> None:
-        with ExitStack() as opened:
-            found = opened.enter_context(open_with(Envelope.from_json(text), prove))
-            if found.master != keys.master:
-                raise WrongKeyError(
-                    "The new slot does not hold the master key. Nothing was changed."
-                )
+        try:
+            with open_with(Envelope.from_json(text), prove) as found:
+                is_proven = found.master == keys.master
+        except (WrongKeyError, IntegrityError):
+            is_proven = False
+        if not is_proven:
+            raise WrongKeyError(
+                f"The new slot does not open with {prove} again, so {path} was left as it was."
+            )
 
     with locked(lock_beside(path), BUSY):
         if read_envelope(path) != keys.envelope:

@@ -75,11 +75,32 @@ def open_keys(envelope: Path, source: KeySource | str) -> ServiceKeys:
             the envelope: a TPM that is missing is never made up for by another key.
 
     Raises:
-        KeyUnavailableError: The envelope or the wrapping key cannot be had.
+        KeyUnavailableError: The envelope or the wrapping key cannot be had, or a change of the
+            master key was interrupted.
         ConfigurationError: The source is none, has no slot, or is set up wrongly.
         WrongKeyError: The key is not the one of this envelope.
         IntegrityError: The envelope is damaged.
         UnsupportedFormatError: Another version of the library wrote the envelope.
+    """
+    if envelope_is_there(next_envelope(envelope)):
+        raise KeyUnavailableError(
+            f"{next_envelope(envelope)} is there: a change of the master key was interrupted. Go "
+            "on with it: `uv run python -m service_security keys rotate --master`, with the "
+            "options of the first time."
+        )
+    return open_envelope(envelope, source)
+
+
+def next_envelope(envelope: Path) -> Path:
+    """Return where the envelope of a new master key lies until every database is under it."""
+    return envelope.with_name(f"{envelope.name}.next")
+
+
+def open_envelope(envelope: Path, source: KeySource | str) -> ServiceKeys:
+    """Return the keys in one envelope file, as ``open_keys`` does, whatever else is going on.
+
+    Raises:
+        SecurityError: As for ``open_keys``.
     """
     source = key_source(source)
     parsed = read_envelope(envelope)
@@ -115,7 +136,10 @@ def open_with(envelope: Envelope, provider: KeyProvider) -> ServiceKeys:
     Raises:
         SecurityError: As for ``open_keys``, without the names of files.
     """
-    wrapping = provider.unprotect(envelope.slots[provider.slot_type].fields)
+    slot = envelope.slots.get(provider.slot_type)
+    if slot is None:
+        raise ConfigurationError(f"The key envelope has no slot that opens with {provider}.")
+    wrapping = provider.unprotect(slot.fields)
     try:
         master = envelope.open(wrapping, provider.slot_type)
         try:

@@ -12,14 +12,17 @@
     tpm2,file:secrets/service.key     the first that can be had when the key is made
 
 After the key is made, the slots of the envelope decide: of a list, the source counts that has one.
+
+People put the key itself, or the passphrase, where its place is asked for. So no text is shown
+that cannot be a place, and what looks like a key is never taken for one.
 """
 
 import importlib
-import importlib.util
 import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -31,17 +34,12 @@ from .provider import KeyProvider
 SETTING: Final = "SERVICE_KEY_SOURCE"
 """The variable with the source."""
 
-_TPM: Final = "service_security.keys.tpm.provider"
+# Looked for in its folder: by its name, Python would import the whole piece for every service.
+_HAS_TPM: Final = (
+    PathFinder.find_spec("provider", [str(Path(__file__).with_name("tpm"))]) is not None
+)
 
-
-def _has_tpm() -> bool:
-    try:
-        return importlib.util.find_spec(_TPM) is not None
-    except ModuleNotFoundError:
-        return False
-
-
-DEFAULT_SOURCE: Final = f"{'tpm2,' if _has_tpm() else ''}file:secrets/service.key"
+DEFAULT_SOURCE: Final = f"{'tpm2,' if _HAS_TPM else ''}file:secrets/service.key"
 """A key file; with the TPM pieces, a TPM where there is one."""
 
 
@@ -80,9 +78,16 @@ class KeySource:
         """Return the source that a text names.
 
         Raises:
-            ConfigurationError: It names none, or one whose pieces are not installed.
+            ConfigurationError: It names none, two of one kind, or one whose pieces are not
+                installed. The message shows nothing of it.
         """
-        return cls(text, tuple(_provider(part.strip(), options) for part in text.split(",")))
+        providers = tuple(_provider(part.strip(), options) for part in text.split(","))
+        if len({provider.slot_type for provider in providers}) < len(providers):
+            # The envelope records the kind that was taken, which has to say which one it was.
+            raise ConfigurationError(
+                f"{SETTING} names two sources of one kind. In a list each is of another kind."
+            )
+        return cls(text, providers)
 
 
 def key_source(source: KeySource | str) -> KeySource:
@@ -96,7 +101,7 @@ def key_source(source: KeySource | str) -> KeySource:
 
 def _provider(text: str, options: ProviderOptions) -> KeyProvider:
     scheme, colon, rest = text.partition(":")
-    named = bool(colon and rest and rest.isprintable())
+    named = bool(rest) and not _IS_NO_PLACE.search(rest)
     match scheme:
         case "file" if named:
             return KeyFile(Path(rest))
@@ -104,9 +109,9 @@ def _provider(text: str, options: ProviderOptions) -> KeyProvider:
             return ContainerSecret(Path(rest), text)
         case "credential" if named and re.fullmatch(r"[\w.@-]+", rest):
             return ContainerSecret(_credential(rest), text)
-        case "env" if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", rest):
+        case "env" if named and _VARIABLE.fullmatch(rest):
             return EnvironmentKey(rest)
-        case "passphrase" if named or not colon:
+        case "passphrase" if not colon or (named and "/" in Path(rest).as_posix()):
             # Argon2id is not imported where there is no passphrase.
             passphrase = importlib.import_module("service_security.keys.passphrase")
             return _as_provider(
@@ -117,26 +122,30 @@ def _provider(text: str, options: ProviderOptions) -> KeyProvider:
                 )
             )
         case "tpm2" if named or not colon:
-            if not _has_tpm():
+            if not _HAS_TPM:
                 raise ConfigurationError(
                     "This service has no TPM pieces. Add them with `uv run just update --data "
                     f"tpm_enabled=true`, or name another source in {SETTING}."
                 )
-            tpm = importlib.import_module(_TPM)
+            tpm = importlib.import_module("service_security.keys.tpm.provider")
             return _as_provider(
                 tpm.TpmProvider(rest, pcrs=options.pcrs)
                 if rest
                 else tpm.TpmProvider(pcrs=options.pcrs)
             )
-    shown = text if text.isprintable() and len(text) <= 80 and scheme in _SCHEMES else "..."
     raise ConfigurationError(
-        f"{SETTING} does not say where the key is: {shown!r} is no key source. It has to be one of "
-        "file:PATH, secret:PATH, credential:NAME, env:VARIABLE, passphrase:PATH, tpm2 or "
-        "tpm2:ADDRESS. The key itself does not belong there."
+        f"{SETTING} does not say where the key is. It has to be file:PATH, secret:PATH, "
+        "credential:NAME, env:VARIABLE (in capitals), passphrase:PATH (with a folder), tpm2 or "
+        "tpm2:ADDRESS. What it says is not shown here, for it may be the key, which does not "
+        "belong there."
     )
 
 
-_SCHEMES: Final = ("file", "secret", "credential", "env", "passphrase", "tpm2")
+_IS_NO_PLACE: Final = re.compile(r"[\x00-\x1f\x7f]|\A(?:[0-9A-Fa-f]{64}|[A-Za-z0-9+/_-]{43}=)\Z")
+"""Control characters; and 32 bytes as people write them, in hexadecimal digits or base64."""
+
+_VARIABLE: Final = re.compile(r"[A-Z_][A-Z0-9_]{0,39}")
+"""A name as POSIX has them (IEEE 1003.1, 8.1), too short to be a key."""
 
 
 def _as_provider(provider: Any) -> KeyProvider:

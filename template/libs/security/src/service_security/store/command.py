@@ -7,11 +7,12 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from .._files import exists
-from ..errors import ConfigurationError, IntegrityError, SecurityError
+from ..command_options import service_source
+from ..errors import ConfigurationError, IntegrityError, SecurityError, WrongKeyError
 from ..keys import open_keys, open_master_key
 from ..keys.key_file import read_key
 from ..keys.provider import KEY_FILE, RAW_TYPES, RECOVERY
-from ..keys.service_keys import MASTER
+from ..keys.service_keys import MASTER, ServiceKeys
 from ..layout import DataFolder
 from ..progress import ProgressLine
 from ..secret_bytes import SecretBytes
@@ -24,6 +25,9 @@ from .kind import Kind, kind_of
 from .report import describe, size_of, to_json
 from .secure_db import SecureDb
 from .transfer import Transferred, export_records, import_records
+
+_Ways = dict[str, dict[str, SecretBytes]]
+"""Keys that each open a backup alone, by their types of slot, for each way by its name."""
 
 
 def add_command(
@@ -86,8 +90,11 @@ def _add_backup_keys(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="open the backup with the recovery phrase of the service that wrote it",
     )
-    parser.add_argument(
-        "--phrase-file", type=Path, metavar="FILE", help="a file with the recovery phrase"
+    keys.add_argument(
+        "--phrase-file",
+        type=Path,
+        metavar="FILE",
+        help="open the backup with the recovery phrase in this file",
     )
 
 
@@ -111,9 +118,9 @@ def _info(options: argparse.Namespace) -> int:
     about_key = ""
     if found.header:
         try:
-            with open_master_key(folder.envelope, options.key_source) as master_key:
-                keys = read_keys(found.header, master_key)
-            about_key = f"{options.key_source} and {folder.envelope} open it:"
+            with open_keys(folder.envelope, service_source(options)) as opened:
+                keys = read_keys(found.header, opened.master)
+                about_key = f"{opened.provider} and {folder.envelope} open it:"
         except SecurityError as error:
             about_key = f"Its keys cannot be shown. {error}"
     print((to_json if options.json else describe)(found, keys, about_key))
@@ -126,7 +133,7 @@ def _verify(options: argparse.Namespace) -> int:
     if options.backup_key_file or options.recovery_phrase or options.phrase_file:
         raise ConfigurationError("Those keys are for a backup. Name that with --backup FILE.")
     folder = DataFolder(options.data_dir)
-    with open_master_key(folder.envelope, options.key_source) as master_key:
+    with open_master_key(folder.envelope, service_source(options)) as master_key:
         try:
             with (
                 _read_only(folder, master_key) as store,
@@ -152,36 +159,64 @@ def _verify(options: argparse.Namespace) -> int:
 
 def _verify_backup(options: argparse.Namespace) -> int:
     with ExitStack() as opened:
-        keys, name = _keys_of_another(options, opened) or _own_keys(options, opened)
+        ways = _ways_of_another(options, opened) or _own_ways(options, opened)
         try:
             with ProgressLine("checked", shown=not options.quiet) as progress:
-                count = check_backup(options.backup, keys, progress=progress)
+                count = check_backup(options.backup, _keys_of(ways), progress=progress)
         except IntegrityError as error:
             return _say_damage(error)
-    print(f"All {count} records of {options.backup} are whole. It opens with {name} alone.")
+        names = [name for name, keys in ways.items() if _opens(options.backup, keys)]
+    print(
+        f"All {count} records of {options.backup} are whole. It opens with {' or '.join(names)} "
+        "alone."
+    )
     return 0
 
 
-def _own_keys(options: argparse.Namespace, opened: ExitStack) -> tuple[dict[str, SecretBytes], str]:
-    """Return the service's keys that open its backups without the envelope."""
+def _own_ways(options: argparse.Namespace, opened: ExitStack) -> _Ways:
     folder = DataFolder(options.data_dir)
-    own = opened.enter_context(open_keys(folder.envelope, options.key_source))
-    keys = _any_raw_type(own.for_backups())
-    del keys[MASTER]
-    return keys, str(own.provider)
+    own = opened.enter_context(open_keys(folder.envelope, service_source(options)))
+    ways = _ways(own)
+    if not ways:
+        raise ConfigurationError(
+            f"No backup opens with {own.provider} alone, and there is no recovery phrase. Make one "
+            "with keys recovery-phrase, or name what opens this backup: --backup-key-file."
+        )
+    return ways
 
 
-def _keys_of_another(
-    options: argparse.Namespace, opened: ExitStack
-) -> tuple[dict[str, SecretBytes], str] | None:
-    """Return the keys that the options name for a backup of another service or another time."""
+def _ways(own: ServiceKeys) -> _Ways:
+    """Return the ways into the service's backups for which the envelope is not needed."""
+    return {
+        "the recovery phrase" if slot_type == RECOVERY else str(own.provider): _any_raw_type(
+            {slot_type: key}
+        )
+        for slot_type, key in own.for_backups().items()
+        if slot_type != MASTER
+    }
+
+
+def _ways_of_another(options: argparse.Namespace, opened: ExitStack) -> _Ways:
+    """Return the way that the options name into a backup of another service or another time."""
     if options.backup_key_file:
         key = opened.enter_context(read_key(options.backup_key_file, KEY_FILE))
-        return _any_raw_type({KEY_FILE: key}), str(options.backup_key_file)
+        return {str(options.backup_key_file): _any_raw_type({KEY_FILE: key})}
     if options.recovery_phrase or options.phrase_file:
         key = opened.enter_context(read_phrase(options.phrase_file))
-        return {RECOVERY: key}, "the recovery phrase"
-    return None
+        return {"the recovery phrase": {RECOVERY: key}}
+    return {}
+
+
+def _keys_of(ways: _Ways) -> dict[str, SecretBytes]:
+    return {slot_type: key for keys in ways.values() for slot_type, key in keys.items()}
+
+
+def _opens(backup: Path, keys: dict[str, SecretBytes]) -> bool:
+    try:
+        with open_backup(backup, keys):
+            return True
+    except WrongKeyError:
+        return False
 
 
 def _say_damage(error: IntegrityError) -> int:
@@ -196,7 +231,7 @@ def _backup(options: argparse.Namespace) -> int:
     folder = DataFolder(options.data_dir)
     target: Path = options.file
     damaged: list[int] = []
-    with open_keys(folder.envelope, options.key_source) as keys:
+    with open_keys(folder.envelope, service_source(options)) as keys:
         try:
             with (
                 _read_only(folder, keys.master) as store,
@@ -214,16 +249,12 @@ def _backup(options: argparse.Namespace) -> int:
                 f"{error} No backup was written; db verify tells what is damaged and what to do."
             ) from None
         # Read back with what may be all that is left one day.
-        first, *others = [item for item in keys.for_backups().items() if item[0] != MASTER]
+        names, (first, *others) = zip(*_ways(keys).items(), strict=True)
         with ProgressLine("read back", shown=not options.quiet) as progress:
-            check_backup(target, dict([first]), progress=progress)
+            check_backup(target, first, progress=progress)
         for other in others:
-            with open_backup(target, dict([other])):
+            with open_backup(target, other):
                 pass
-        names = [
-            "the recovery phrase" if slot_type == RECOVERY else str(keys.provider)
-            for slot_type, _ in (first, *others)
-        ]
     for position in damaged:
         print(f"Record {position} is damaged and was left out.")
     size = size_of(target.stat().st_size)
@@ -238,12 +269,12 @@ def _restore(options: argparse.Namespace) -> int:
     folder = DataFolder(options.data_dir)
     _refuse_to_replace(folder.database)
     with ExitStack() as opened:
-        own = opened.enter_context(open_keys(folder.envelope, options.key_source))
-        others = _keys_of_another(options, opened)
+        own = opened.enter_context(open_keys(folder.envelope, service_source(options)))
+        others = _ways_of_another(options, opened)
         progress = opened.enter_context(ProgressLine("restored", shown=not options.quiet))
         count = restore_backup(
             options.file,
-            others[0] if others else _any_raw_type(own.for_backups()),
+            _keys_of(others) or _any_raw_type(own.for_backups()),
             folder.database,
             own.master,
             cipher=options.cipher,
@@ -286,7 +317,7 @@ def _read_only(folder: DataFolder, master_key: SecretBytes) -> SecureDb:
 def _import(options: argparse.Namespace) -> int:
     folder = DataFolder(options.data_dir)
     with (
-        open_master_key(folder.envelope, options.key_source) as master_key,
+        open_master_key(folder.envelope, service_source(options)) as master_key,
         ProgressLine("encrypted", shown=not options.quiet) as progress,
     ):
         done = import_records(folder, master_key, cipher=options.cipher, progress=progress)
@@ -298,7 +329,7 @@ def _import(options: argparse.Namespace) -> int:
 def _export(options: argparse.Namespace) -> int:
     folder = DataFolder(options.data_dir)
     with (
-        open_master_key(folder.envelope, options.key_source) as master_key,
+        open_master_key(folder.envelope, service_source(options)) as master_key,
         ProgressLine("exported", shown=not options.quiet) as progress,
     ):
         done = export_records(folder, master_key, progress=progress)

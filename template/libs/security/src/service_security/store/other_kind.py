@@ -12,6 +12,7 @@ from typing import Final
 
 from .._files import exists
 from ..errors import ConfigurationError
+from ..keys.source import KeySource
 from ..layout import DataFolder
 from .kind import Kind, kind_of
 from .replacement import beside, is_the_same_file
@@ -20,7 +21,7 @@ from .sqlite_errors import translated
 _COMMAND: Final = "uv run python -m service_security"
 
 
-def refuse_other_kind(database: Path, *, cipher: str, key_source: str) -> None:
+def refuse_other_kind(database: Path, *, cipher: str, key_source: KeySource | str) -> None:
     """Refuse to start on plain records, and name the command that imports them.
 
     Args:
@@ -29,12 +30,14 @@ def refuse_other_kind(database: Path, *, cipher: str, key_source: str) -> None:
         key_source: Where the service's key is.
 
     Raises:
-        ConfigurationError: The file holds plain records, or a stopped transfer left some beside it.
+        ConfigurationError: The file holds plain records, or a stopped transfer left some beside it;
+            or the source is none.
         IntegrityError: It is damaged or no database.
         StoreUnavailableError: It cannot be read.
     """
     folders = f"--data-dir {shlex.quote(str(database.parent))}"
-    folders += f" --key-source {shlex.quote(key_source)}"
+    source = key_source if isinstance(key_source, KeySource) else KeySource.parse(key_source)
+    folders += f" --key-source {shlex.quote(str(source))}"
     if kind_of(database) is Kind.PLAIN:
         first = f"{_COMMAND} init {folders} && "
         raise ConfigurationError(
