@@ -714,6 +714,16 @@ def test_check_notices_a_header_that_was_damaged_meanwhile(store: SecureDb, data
         store.check()
 
 
+def test_check_notices_an_older_header_that_was_put_back(store: SecureDb, database: Path) -> None:
+    """Its MAC is right: it was the header once."""
+    (before,) = _sql(database, "SELECT keyset_generation, keyset, mac FROM header")
+    store.rotation().run()
+    store.check()
+    _sql(database, "UPDATE header SET keyset_generation = ?, keyset = ?, mac = ?", *before)
+    with pytest.raises(IntegrityError, match="older generation"):
+        store.check()
+
+
 # What is shown
 
 

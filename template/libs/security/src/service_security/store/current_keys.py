@@ -6,6 +6,7 @@ from pathlib import Path
 import apsw
 
 from ..errors import IntegrityError
+from ..keys.keyset import Keyset
 from .header import Header, HeaderKeys, read_generation
 from .record import RecordKeys
 
@@ -41,16 +42,18 @@ class CurrentKeys:
             IntegrityError: The header is damaged, or its keyset is older than the one in use.
             UnsupportedFormatError: Another version of the library wrote it.
         """
-        header = Header.read(connection)
-        keyset = self.header.open(header)
-        if keyset.generation < self.record.generation:
-            keyset.close()
-            raise IntegrityError(
-                f"The keyset of {self._path} went back to an older generation. "
-                "Restore the database from a backup."
-            )
+        keyset, header = self._on_disk(connection)
         old, self.record = self.record, RecordKeys(keyset, header.db_id, self.clock())
         old.close()
+
+    def check(self, connection: apsw.Connection) -> None:
+        """See that the keyset in the database opens and is not older than the one in use.
+
+        Raises:
+            IntegrityError: As for ``reload``.
+            UnsupportedFormatError: As for ``reload``.
+        """
+        self._on_disk(connection)[0].close()
 
     def refresh(self, connection: apsw.Connection) -> bool:
         """Load the keyset again if it is another one by now, or if the grace of a key is over.
@@ -78,6 +81,17 @@ class CurrentKeys:
         if key_id not in self.record.key_ids:
             self.reload(connection)
         return self.record
+
+    def _on_disk(self, connection: apsw.Connection) -> tuple[Keyset, Header]:
+        header = Header.read(connection)
+        keyset = self.header.open(header)
+        if keyset.generation < self.record.generation:
+            keyset.close()
+            raise IntegrityError(
+                f"The keyset of {self._path} went back to an older generation. "
+                "Restore the database from a backup."
+            )
+        return keyset, header
 
     def close(self) -> None:
         """Wipe every key."""

@@ -346,13 +346,14 @@ class SecureDb:
         Raises:
             StoreUnavailableError: The file cannot be read or was moved away, a write has failed
                 before, or the store is closed or forked.
-            IntegrityError: The header is damaged.
+            WrongKeyError: The database is under another master key now.
+            IntegrityError: The header is damaged, or an older one was put in its place.
             UnsupportedFormatError: Another version of the library has changed the format.
         """
         with self._file:
             self._file.refuse_after_failed_write()
             self._file.refuse_moved()
-            self._keys.header.open(Header.read(self._file.connection)).close()
+            self._keys.check(self._file.connection)
 
     def flush(self) -> None:
         """Move the write-ahead log into the database file and empty it.
