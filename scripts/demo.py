@@ -173,8 +173,8 @@ def _play(stage: Stage) -> None:
     with stage.step("install what they need (uv sync), and commit"):
         for project in (hardened, plain):
             _install(stage, project)
-    with stage.step("make the key (uv run just init)"):
-        stage.run("init-orders", ["uv", "run", "just", "init"], hardened)
+    with stage.step("make the key (uv run just init --no-recovery)"):
+        stage.run("init-orders", ["uv", "run", "just", "init", "--no-recovery"], hardened)
     with stage.step("start both"):
         services = [_serve(stage, project) for project in (hardened, plain)]
     with stage.step("PUT and GET a record over HTTP, in both"):

@@ -49,7 +49,7 @@ def service(project: Callable[[Answers], Path]) -> Callable[[Answers], Path]:
         install(place)
         commit_all(place, "Locked")
         if answers.get("enable_security_hardening"):
-            tool(place, "init")
+            tool(place, "init", "--no-recovery")
         with running(place) as client:
             client.put(RECORDS)
             assert client.all() == RECORDS
@@ -67,7 +67,7 @@ def test_records_survive_the_flag_going_on_and_off_again(service: Callable[[Answ
     flip(project, hardened=True)
     refusal(project)
     assert on_disk(project) == before, "nothing is made beside plain records before there is a key"
-    tool(project, "init")
+    tool(project, "init", "--no-recovery")
     said = refusal(project)
     assert (project / "data" / "records.db").read_bytes() == before
     named = NAMED.search(said)

@@ -18,7 +18,8 @@ os.chdir(tempfile.mkdtemp())
 os.mkdir("data", 0o700)
 if {hardened}:
     import subprocess
-    subprocess.run([sys.executable, "-m", "service_security", "init"], check=True, stdout=subprocess.DEVNULL)
+    init = [sys.executable, "-m", "service_security", "init", "--no-recovery"]
+    subprocess.run(init, check=True, stdout=subprocess.DEVNULL)
     for name in list(sys.modules):
         if name == "subprocess":
             del sys.modules[name]

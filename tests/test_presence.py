@@ -61,10 +61,14 @@ HARDENED_ONLY = """
     docs/security/ADVISORIES.md
     docs/security/BACKUP.md
     docs/security/ENCRYPTION.md
+    docs/security/KEY-ROTATION.md
+    docs/security/KEYS.md
     docs/security/PERFORMANCE.md
     libs/security/benchmarks/__init__.py
     libs/security/benchmarks/own_stores.py
     libs/security/benchmarks/plain_twin.py
+    libs/security/benchmarks/rotation.py
+    libs/security/benchmarks/rotation_worker.py
     libs/security/benchmarks/security_benchmark.py
     libs/security/benchmarks/slow_disk.py
     libs/security/benchmarks/store_driver.py
@@ -76,18 +80,35 @@ HARDENED_ONLY = """
     libs/security/src/service_security/__main__.py
     libs/security/src/service_security/_files.py
     libs/security/src/service_security/cli.py
+    libs/security/src/service_security/command_options.py
+    libs/security/src/service_security/doctor.py
+    libs/security/src/service_security/drill_command.py
     libs/security/src/service_security/errors.py
+    libs/security/src/service_security/file_systems.py
+    libs/security/src/service_security/findings.py
+    libs/security/src/service_security/key_command.py
+    libs/security/src/service_security/key_report.py
     libs/security/src/service_security/keys/__init__.py
+    libs/security/src/service_security/keys/bip39_english.txt
     libs/security/src/service_security/keys/derivation.py
     libs/security/src/service_security/keys/envelope.py
+    libs/security/src/service_security/keys/environment.py
     libs/security/src/service_security/keys/initialise.py
     libs/security/src/service_security/keys/key_file.py
     libs/security/src/service_security/keys/keyset.py
+    libs/security/src/service_security/keys/passphrase.py
+    libs/security/src/service_security/keys/provider.py
+    libs/security/src/service_security/keys/recovery.py
+    libs/security/src/service_security/keys/reseal.py
+    libs/security/src/service_security/keys/rotation.py
     libs/security/src/service_security/keys/sealed_box.py
+    libs/security/src/service_security/keys/service_keys.py
+    libs/security/src/service_security/keys/source.py
     libs/security/src/service_security/layout.py
     libs/security/src/service_security/process.py
     libs/security/src/service_security/progress.py
     libs/security/src/service_security/py.typed
+    libs/security/src/service_security/rotate_command.py
     libs/security/src/service_security/secret_bytes.py
     libs/security/src/service_security/store/__init__.py
     libs/security/src/service_security/store/backup.py
@@ -104,13 +125,27 @@ HARDENED_ONLY = """
     libs/security/src/service_security/store/group_commit.py
     libs/security/src/service_security/store/header.py
     libs/security/src/service_security/store/info.py
+    libs/security/src/service_security/store/key_retirement.py
+    libs/security/src/service_security/store/key_rotation.py
+    libs/security/src/service_security/store/key_status.py
+    libs/security/src/service_security/store/key_validation.py
+    libs/security/src/service_security/store/keys_lock.py
     libs/security/src/service_security/store/kind.py
+    libs/security/src/service_security/store/live_keyset.py
+    libs/security/src/service_security/store/log.py
+    libs/security/src/service_security/store/new_master.py
     libs/security/src/service_security/store/nonce.py
     libs/security/src/service_security/store/other_kind.py
     libs/security/src/service_security/store/reader.py
     libs/security/src/service_security/store/record.py
+    libs/security/src/service_security/store/recovery_drill.py
+    libs/security/src/service_security/store/reencryption.py
     libs/security/src/service_security/store/replacement.py
     libs/security/src/service_security/store/report.py
+    libs/security/src/service_security/store/rewrapping.py
+    libs/security/src/service_security/store/rotation_report.py
+    libs/security/src/service_security/store/rotation_steps.py
+    libs/security/src/service_security/store/row_pages.py
     libs/security/src/service_security/store/salvage.py
     libs/security/src/service_security/store/schema.py
     libs/security/src/service_security/store/secure_db.py
@@ -120,17 +155,28 @@ HARDENED_ONLY = """
     libs/security/src/service_security/store/transfer.py
     libs/security/src/service_security/store/verification.py
     libs/security/src/service_security/store/writer.py
+    libs/security/src/service_security/terminal.py
     libs/security/tests/conftest.py
     libs/security/tests/failing_vfs.py
+    libs/security/tests/guide.py
     libs/security/tests/independent_backup_reader.py
     libs/security/tests/independent_reader.py
+    libs/security/tests/master_killer.py
+    libs/security/tests/rotation_cases.py
+    libs/security/tests/rotation_killer.py
     libs/security/tests/samples/0.1.0/aes256gcm.db
     libs/security/tests/samples/0.1.0/container-secret.backup
     libs/security/tests/samples/0.1.0/envelope-container-secret.json
+    libs/security/tests/samples/0.1.0/envelope-environment.json
     libs/security/tests/samples/0.1.0/envelope-key-file.json
+    libs/security/tests/samples/0.1.0/envelope-passphrase.json
+    libs/security/tests/samples/0.1.0/envelope-recovery.json
+    libs/security/tests/samples/0.1.0/environment.backup
     libs/security/tests/samples/0.1.0/for_testing_only.key
     libs/security/tests/samples/0.1.0/key-file.backup
+    libs/security/tests/samples/0.1.0/recovery.backup
     libs/security/tests/samples/0.1.0/xchacha20poly1305.db
+    libs/security/tests/service_folders.py
     libs/security/tests/test_backup.py
     libs/security/tests/test_backup_format.py
     libs/security/tests/test_backup_guide.py
@@ -142,48 +188,85 @@ HARDENED_ONLY = """
     libs/security/tests/test_cli.py
     libs/security/tests/test_db_command.py
     libs/security/tests/test_device_failures.py
+    libs/security/tests/test_doctor.py
     libs/security/tests/test_encryption_page.py
     libs/security/tests/test_envelope.py
+    libs/security/tests/test_environment_key.py
     libs/security/tests/test_field.py
     libs/security/tests/test_format.py
     libs/security/tests/test_group_commit.py
     libs/security/tests/test_initialise.py
+    libs/security/tests/test_key_command.py
+    libs/security/tests/test_key_source.py
+    libs/security/tests/test_keys_guide.py
     libs/security/tests/test_keyset.py
     libs/security/tests/test_leaks.py
     libs/security/tests/test_memory.py
+    libs/security/tests/test_never_create.py
+    libs/security/tests/test_new_master.py
     libs/security/tests/test_nonce.py
     libs/security/tests/test_page_damage.py
+    libs/security/tests/test_passphrase.py
     libs/security/tests/test_plaintext.py
     libs/security/tests/test_process.py
+    libs/security/tests/test_recovery.py
+    libs/security/tests/test_recovery_drill.py
+    libs/security/tests/test_reseal.py
+    libs/security/tests/test_rotation.py
+    libs/security/tests/test_rotation_benchmark.py
+    libs/security/tests/test_rotation_crash.py
+    libs/security/tests/test_rotation_destruction.py
+    libs/security/tests/test_rotation_guide.py
+    libs/security/tests/test_rotation_states.py
     libs/security/tests/test_sealed_box.py
     libs/security/tests/test_secret_bytes.py
     libs/security/tests/test_secure_db.py
     libs/security/tests/test_self_test.py
     libs/security/tests/test_snapshot.py
     libs/security/tests/test_store_contract.py
+    libs/security/tests/test_terminal.py
     libs/security/tests/test_transaction.py
     libs/security/tests/test_transfer.py
     libs/security/tests/test_verification.py
+    src/my_service/key_keeper.py
     src/my_service/records/secure_store.py
     tests/test_encryption.py
     tests/test_import_and_export.py
+    tests/test_key_keeper.py
+    tests/test_key_sources.py
 """
 TPM_ONLY = """
     docker-compose.tpm.yml
     docs/security/TPM.md
     libs/security/src/service_security/keys/tpm/__init__.py
     libs/security/src/service_security/keys/tpm/address.py
+    libs/security/src/service_security/keys/tpm/areas.py
+    libs/security/src/service_security/keys/tpm/client.py
     libs/security/src/service_security/keys/tpm/command.py
     libs/security/src/service_security/keys/tpm/errors.py
     libs/security/src/service_security/keys/tpm/framing.py
+    libs/security/src/service_security/keys/tpm/marshalling.py
+    libs/security/src/service_security/keys/tpm/pcrs.py
+    libs/security/src/service_security/keys/tpm/provider.py
     libs/security/src/service_security/keys/tpm/report.py
+    libs/security/src/service_security/keys/tpm/root_key.py
+    libs/security/src/service_security/keys/tpm/session.py
+    libs/security/src/service_security/keys/tpm/slot.py
     libs/security/src/service_security/keys/tpm/transport.py
     libs/security/tests/fake_tpm.py
+    libs/security/tests/software_tpm.py
     libs/security/tests/test_tpm_address.py
+    libs/security/tests/test_tpm_areas.py
+    libs/security/tests/test_tpm_bus.py
     libs/security/tests/test_tpm_command.py
     libs/security/tests/test_tpm_framing.py
+    libs/security/tests/test_tpm_guide.py
+    libs/security/tests/test_tpm_memory.py
+    libs/security/tests/test_tpm_provider.py
     libs/security/tests/test_tpm_report.py
+    libs/security/tests/test_tpm_session.py
     libs/security/tests/test_tpm_simulator.py
+    libs/security/tests/test_tpm_tools.py
     libs/security/tests/test_tpm_transport.py
 """
 GITHUB_ONLY = """

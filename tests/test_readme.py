@@ -159,9 +159,9 @@ def test_options_of_copier_are_known_to_it() -> None:
 
 def test_options_of_the_library_are_known_to_it() -> None:
     package = ROOT / "template/libs/security/src/service_security"
-    parts = ("cli.py", "store/command.py")
+    parts = ("cli.py", "command_options.py", "key_command.py", "store/command.py")
     source = "".join((package / part).read_text(encoding="utf-8") for part in parts)
-    known = r"--[a-z-]+|db|init|info|verify|backup|restore|import|export"
+    known = r"--[a-z-]+|db|init|info|verify|backup|restore|import|export|keys|status|rotate|doctor"
     found = 0
     for words in (words for document in DOCUMENTS for words in commands(ROOT / document)):
         if "service_security" in words:
@@ -170,6 +170,20 @@ def test_options_of_the_library_are_known_to_it() -> None:
             expected = [word for word in after if re.fullmatch(known, word)]
             assert [word for word in expected if f'"{word}"' not in source] == []
     assert found >= 1
+
+
+def test_manifests_of_the_guide_on_keys_deliver_what_its_source_names() -> None:
+    guide = ROOT / "template/docs/security/KEYS.md"
+    pod, secret = (yaml.safe_load(block) for block in blocks(guide, "yaml"))
+    (item,) = secret["spec"]["data"]
+    assert item["remoteRef"]["decodingStrategy"] == "Base64"
+    (volume,) = pod["spec"]["volumes"]
+    assert volume["secret"]["secretName"] == secret["spec"]["target"]["name"]
+    (container,) = pod["spec"]["containers"]
+    (mount,), (setting,) = container["volumeMounts"], container["env"]
+    assert setting["name"] == "SERVICE_KEY_SOURCE"
+    assert setting["value"] == f"secret:{mount['mountPath']}/{item['secretKey']}"
+    assert volume["secret"]["defaultMode"] & 0o222 == 0
 
 
 @pytest.mark.parametrize("document", ["README.md", "docs/integration.md"])

@@ -1,17 +1,19 @@
 """Records in an encrypted database: on disk there are neither their names nor their values."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import structlog
 from service_security.errors import IntegrityError, SecurityError
-from service_security.keys import open_master_key
+from service_security.keys import KeySource, open_keys
 from service_security.store import SecureDb
+from service_security.store.key_rotation import KeyRotation
 from service_security.store.other_kind import leave_note, refuse_other_kind
 
 from ..errors import StartError
-from .store import DamagedRecordError, Page, StoreUnavailableError
+from .store import DamagedRecordError, Page, StoreError, StoreUnavailableError
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger("records")
 
@@ -21,26 +23,34 @@ class SecureRecordStore:
 
     def __init__(self, database: SecureDb) -> None:
         self._database = database
+        self._trouble: str | None = None
 
     @classmethod
     def open(
-        cls, path: Path, *, envelope: Path, key_file: Path, cipher: str
+        cls, path: Path, *, envelope: Path, key_source: str, cipher: str
     ) -> "SecureRecordStore":
         """Open a database, or create it under a key that `init` has made.
 
         Args:
             path: The database.
             envelope: The sealed master key.
-            key_file: What opens the envelope.
+            key_source: Where the key is that opens the envelope.
             cipher: For a new database; an existing one keeps its own.
 
         Raises:
             StartError: The key or the database cannot be used, or the records are not encrypted.
         """
         try:
-            refuse_other_kind(path, cipher=cipher, key_file=key_file)
-            with open_master_key(envelope, key_file) as master_key:
-                database = SecureDb.open(path, master_key, cipher=cipher)
+            refuse_other_kind(path, cipher=cipher, key_source=key_source)
+            source = KeySource.parse(key_source)
+            with open_keys(envelope, source) as keys:
+                if keys.provider is not source.providers[0]:
+                    _log.warning(
+                        "the key is not in the first place that SERVICE_KEY_SOURCE names",
+                        first=str(source.providers[0]),
+                        used=str(keys.provider),
+                    )
+                database = SecureDb.open(path, keys.master, cipher=cipher)
             leave_note(path)
         except SecurityError as error:
             raise StartError(str(error)) from error
@@ -73,9 +83,29 @@ class SecureRecordStore:
         return Page(names, rows[limit - 1][0] if len(rows) > limit else None)
 
     def check(self) -> None:
-        """Raise if the database cannot be read, or no longer belongs to the key."""
-        with _store_errors():
-            self._database.check()
+        """Raise if the database cannot be read, or no longer belongs to the key.
+
+        Whoever asks gets no details, so the reason is logged: once, until it changes.
+        """
+        try:
+            with _store_errors():
+                self._database.check()
+        except StoreError as error:
+            if str(error) != self._trouble:
+                self._trouble = str(error)
+                _log.error("not ready", reason=self._trouble)
+            raise
+        if self._trouble:
+            self._trouble = None
+            _log.info("ready again")
+
+    def rotation(self, clock: Callable[[], float] = time.time) -> KeyRotation:
+        """Return what changes the keys of the database.
+
+        Args:
+            clock: Gives Unix seconds.
+        """
+        return self._database.rotation(clock=clock)
 
     def close(self) -> None:
         """Close the database and wipe the keys."""

@@ -12,9 +12,12 @@ from dataclasses import dataclass
 from typing import Final, Self
 
 from . import errors
-from .areas import NAME_BYTES, sealed_policy
+from .areas import sealed_policy
 from .marshalling import Reader, sized
 from .pcrs import PcrSelection
+
+_NAME: Final = re.compile("000b[0-9a-f]{64}")
+"""A name in hexadecimal digits: the number of SHA-256, and a digest."""
 
 _MEMBERS: Final = {"srk_name", "private", "public", "pcrs"}
 _MAX_BYTES: Final = 1024
@@ -47,7 +50,7 @@ class SealedKey:
         if fields.keys() != _MEMBERS or not all(type(text) is str for text in fields.values()):
             raise errors.damaged()
         name, pcrs = fields["srk_name"], PcrSelection.parse(fields["pcrs"])
-        if pcrs is None or not re.fullmatch(rf"000b[0-9a-f]{{{2 * NAME_BYTES - 4}}}", name):
+        if pcrs is None or not _NAME.fullmatch(name):
             raise errors.damaged()
         public = _sized(fields["public"])
         policy = sealed_policy(public)
