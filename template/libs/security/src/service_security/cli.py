@@ -9,20 +9,25 @@ for.
 import argparse
 import importlib
 import importlib.util
-import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from .errors import ConfigurationError, SecurityError
-from .keys import DEFAULT_SOURCE, KeySource, initialise
-from .keys.passphrase import PROFILES
-from .keys.source import SETTING, ProviderOptions
+from . import key_command as keys
+from .command_options import (
+    add_interval,
+    add_phrase_options,
+    add_slot_options,
+    folder_options,
+    slot_source,
+    unbacked_pcrs,
+)
+from .errors import SecurityError
+from .keys import initialise
 from .layout import DataFolder
 from .secret_bytes import SecretBytes
 from .store import command as database
 from .store.kind import Kind, kind_of
-from .terminal import ask_passphrase, new_phrase
+from .terminal import new_phrase
 
 _OPTIONAL_COMMANDS = ("service_security.keys.tpm",)
 
@@ -48,26 +53,23 @@ def _parser() -> argparse.ArgumentParser:
         epilog="The defaults come from SERVICE_DATA_DIR and SERVICE_KEY_SOURCE, as in the service.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    folders = _folders()
+    folders = folder_options()
 
     summary = "make the key of a new service; never replaces one"
     init = commands.add_parser("init", help=summary, description=summary, parents=[folders])
-    phrase = init.add_mutually_exclusive_group()
-    phrase.add_argument(
-        "--phrase-file",
-        type=Path,
-        metavar="FILE",
-        help="write the recovery phrase to this new file",
-    )
-    phrase.add_argument(
-        "--no-recovery",
-        action="store_true",
-        help="make no recovery phrase: whoever loses the key has lost the records",
-    )
+    add_phrase_options(init)
     add_slot_options(init)
     init.set_defaults(run=_init)
 
     database.add_command(commands, folders)
+    keys.add_command(commands, folders)
+
+    summary = "look for what is wrong with files, keys and the system; status 1: something is"
+    doctor = commands.add_parser("doctor", help=summary, description=summary, parents=[folders])
+    doctor.add_argument("--json", action="store_true", help="print it for machines")
+    add_interval(doctor)
+    doctor.set_defaults(run=_doctor)
+
     for name in _OPTIONAL_COMMANDS:
         spec = importlib.util.find_spec(name)
         if spec and spec.loader:  # a folder of caches, left of a removed command, has none
@@ -75,59 +77,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _folders() -> argparse.ArgumentParser:
-    """Return the options that every command on a service's folders has."""
-    environment = os.environ
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument(
-        "--data-dir",
-        type=Path,
-        default=Path(environment.get("SERVICE_DATA_DIR") or "data"),
-        metavar="FOLDER",
-        help="the service's data folder (%(default)s)",
-    )
-    parser.add_argument(
-        "--key-source",
-        default=environment.get(SETTING) or DEFAULT_SOURCE,
-        metavar="SOURCE",
-        help="where the key is, like file:PATH or secret:PATH (%(default)s)",
-    )
-    return parser
+def _doctor(options: argparse.Namespace) -> int:
+    from .doctor import run
 
-
-def add_slot_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of commands that seal the master key anew."""
-    parser.add_argument(
-        "--pcrs",
-        type=_numbers,
-        default=(),
-        metavar="N,N",
-        help="bind a key in the TPM to these PCRs; needs a recovery phrase",
-    )
-    parser.add_argument(
-        "--passphrase-profile", choices=PROFILES, help="Argon2id parameters of a new passphrase"
-    )
-
-
-def slot_source(text: str, options: argparse.Namespace) -> KeySource:
-    """Return the source of a new slot, with those options."""
-    return KeySource.parse(
-        text, ProviderOptions(options.pcrs, options.passphrase_profile, ask_passphrase)
-    )
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(sorted({int(part) for part in text.split(",")}))
+    return run(options)
 
 
 def _init(options: argparse.Namespace) -> int:
     folder = DataFolder(options.data_dir)
     source = slot_source(options.key_source, options)
     if options.pcrs and options.no_recovery:
-        raise ConfigurationError(
-            "A key that is bound to PCRs is lost when they change, as with an update of the "
-            "firmware. It needs a recovery phrase; leave --no-recovery out."
-        )
+        raise unbacked_pcrs("Leave --no-recovery out.")
 
     def recovery() -> SecretBytes | None:
         return None if options.no_recovery else new_phrase(options.phrase_file)

@@ -6,19 +6,70 @@ import secrets
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, Self, TextIO
 
-from ._files import create_whole, exists
-from .errors import ConfigurationError, KeyUnavailableError
+from ._files import create_whole, exists, sync_folder
+from .errors import ConfigurationError, KeyUnavailableError, SecurityError
 from .keys.derivation import KEY_BYTES
 from .keys.key_file import read_secret
 from .keys.provider import KEY_FILE
-from .keys.recovery import WORDS, key_of, phrase_of
+from .keys.recovery import WORDS, RecoveryKey, key_of, phrase_of
+from .keys.service_keys import open_with, read_envelope
 from .secret_bytes import SecretBytes
 
 _ASKED_BACK: Final = 3
 _TRIES: Final = 3
 _MAX_PHRASE: Final = 1024
+_FIRST_LETTERS: Final = 4
+
+
+class NewPhrase:
+    """A new recovery phrase, for work in a ``with`` block that may fail after somebody has it.
+
+    A phrase that opens none of the envelopes at the end of the block is of no use: that is said
+    then, and its file is removed.
+
+    Args:
+        file: Where the phrase is written; None shows it.
+        envelopes: The files that it is meant for.
+        wanted: Whether there is to be one.
+    """
+
+    def __init__(self, file: Path | None, *envelopes: Path, wanted: bool = True) -> None:
+        self._file = file
+        self._envelopes = envelopes
+        self._wanted = wanted
+        self._key: SecretBytes | None = None
+
+    def __call__(self) -> SecretBytes | None:
+        """Make it if it is wanted; return its key, to be closed."""
+        return self.make() if self._wanted else None
+
+    def make(self) -> SecretBytes:
+        """Make it as ``new_phrase`` does; return its key, to be closed."""
+        self._key = new_phrase(self._file)
+        with self._key.view as view:
+            return SecretBytes.copy_of(view)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._key is None:
+            return
+        with self._key as key:
+            if any(_opens(path, key) for path in self._envelopes):
+                return
+        if self._file:
+            self._file.unlink(missing_ok=True)
+            sync_folder(self._file.parent)
+            print(f"{self._file} is removed again: that phrase opens nothing.", file=sys.stderr)
+        else:
+            print(
+                "The recovery phrase that was shown opens nothing. Throw away what you have "
+                "written.",
+                file=sys.stderr,
+            )
 
 
 def new_phrase(file: Path | None, *, choose: Callable[[], list[int]] | None = None) -> SecretBytes:
@@ -57,21 +108,24 @@ def read_phrase(file: Path | None) -> SecretBytes:
 
     Raises:
         ConfigurationError: It is not a phrase, or others may read the file.
-        KeyUnavailableError: The file is missing or cannot be read.
+        KeyUnavailableError: The file is missing or cannot be read, or there is no input.
     """
     if file:
         with read_secret(file, KEY_FILE, _MAX_PHRASE) as contents, contents.view as view:
             return key_of(str(view, "ascii", "replace"))
-    if not sys.stdin.isatty():
+    if not _is_terminal(sys.stdin):
+        if sys.stdin is None:
+            raise KeyUnavailableError(
+                "There is nothing to read the recovery phrase from. Name a file with it: "
+                "--phrase-file FILE."
+            )
         return key_of(sys.stdin.read(_MAX_PHRASE))
     print(f"The {WORDS} words of the recovery phrase; the first four letters of each will do.")
     print("They show while you type. An empty line ends them.")
-    typed: list[str] = []
-    while line := input(f"{sum(len(part.split()) for part in typed) + 1:2}> ").strip():
-        typed.append(line)
-        if sum(len(part.split()) for part in typed) >= WORDS:
-            break
-    return key_of(" ".join(typed))
+    try:
+        return key_of(_typed_words())
+    finally:
+        _clear_screen()
 
 
 def ask_passphrase(new: bool) -> str:
@@ -81,47 +135,98 @@ def ask_passphrase(new: bool) -> str:
         KeyUnavailableError: There is no terminal.
         ConfigurationError: The two differ.
     """
-    if not sys.stdin.isatty():
+    if not _is_terminal(sys.stdin):
         raise KeyUnavailableError(
             "The passphrase has to be typed, and there is no terminal. Name a file with it: "
             "passphrase:FILE."
         )
-    passphrase = getpass.getpass("Passphrase: ")
-    if new and getpass.getpass("The same again: ") != passphrase:
-        raise ConfigurationError("The two passphrases differ. Nothing was changed.")
+    try:
+        passphrase = getpass.getpass("New passphrase: " if new else "Passphrase: ")
+        if new and getpass.getpass("The same again: ") != passphrase:
+            raise ConfigurationError("The two passphrases differ. Nothing was changed.")
+    except EOFError:
+        raise _input_ended() from None
     return passphrase
+
+
+def _opens(envelope: Path, key: SecretBytes) -> bool:
+    try:
+        open_with(read_envelope(envelope), RecoveryKey(key)).close()
+    except SecurityError:
+        return False
+    return True
 
 
 def _write_phrase(file: Path, words: list[str]) -> None:
     if exists(file) or not create_whole(file, (" ".join(words) + "\n").encode()):
-        raise ConfigurationError(f"{file} is there, and a phrase never replaces a file.")
+        raise ConfigurationError(
+            f"{file} is there, and a phrase never replaces a file. Name another one, or remove "
+            "this one if it is of no use."
+        )
     print(f"Wrote the recovery phrase to {file}. Move it to a safe place, away from this machine.")
 
 
 def _show_and_ask_back(words: list[str], places: list[int]) -> None:
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+    if not (_is_terminal(sys.stdin) and _is_terminal(sys.stdout)):
         raise KeyUnavailableError(
             "The recovery phrase has to be shown to somebody, and there is no terminal. Run the "
-            "command on one, name a new file for the phrase with --phrase-file, or go without "
-            "one with --no-recovery: whoever loses the key then has lost the records."
+            "command on one, or name a new file for the phrase with --phrase-file; init and keys "
+            "rotate --master go without one with --no-recovery: whoever loses the key then has "
+            "lost the records."
         )
     print("This is the recovery phrase. It opens the records and every backup if the key is lost,")
     print("for you and for whoever finds it. Write it on paper; it is not shown again.\n")
-    for row in range(0, WORDS, 4):
-        print("   ".join(f"{place + 1:2} {words[place]:<8}" for place in range(row, row + 4)))
-    print()
-    for place in places:
-        for left in range(_TRIES - 1, -1, -1):
-            if input(f"Word {place + 1}: ").strip().lower() == words[place]:
-                break
-            if not left:
-                raise ConfigurationError(
-                    "That is not the word. Nothing was changed; run the command again and write "
-                    "down the new phrase that it shows."
-                )
+    try:
+        for row in range(0, WORDS, 4):
+            print("   ".join(f"{place + 1:2} {words[place]:<8}" for place in range(row, row + 4)))
+        print()
+        for place in places:
+            _ask_back(place, words[place])
+    finally:
+        _clear_screen()
+
+
+def _ask_back(place: int, word: str) -> None:
+    for left in range(_TRIES - 1, -1, -1):
+        try:
+            typed = input(f"Word {place + 1}: ").strip().lower()
+        except EOFError:
+            raise _input_ended() from None
+        if typed in (word, word[:_FIRST_LETTERS]):
+            return
+        if left:
             print("That is not the word. Look at what you have written.")
-    if os.environ.get("TERM"):
-        print("\033[2J\033[3J\033[H", end="")  # off the screen, and out of what scrolls back
+    raise ConfigurationError(
+        "That is not the word. Nothing was changed; run the command again and write down the new "
+        "phrase that it shows."
+    )
+
+
+def _typed_words() -> str:
+    typed: list[str] = []
+    while len(typed) < WORDS:
+        try:
+            words = input(f"{len(typed) + 1:2}> ").split()
+        except EOFError:
+            break
+        if not words:
+            break
+        typed += words
+    return " ".join(typed)
+
+
+def _clear_screen() -> None:
+    """Take what was shown off the screen, and out of what scrolls back."""
+    if _is_terminal(sys.stdout) and os.environ.get("TERM", "dumb") != "dumb":
+        print("\033[2J\033[3J\033[H", end="", flush=True)
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    return stream is not None and stream.isatty()  # a process may be started without any
+
+
+def _input_ended() -> ConfigurationError:
+    return ConfigurationError("The input ended. Nothing was changed; run the command again.")
 
 
 def _some_places() -> list[int]:
