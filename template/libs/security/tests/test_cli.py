@@ -3,8 +3,10 @@
 import os
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
+import apsw
 import pytest
 
 from service_security.cli import main
@@ -87,6 +89,40 @@ def test_init_beside_encrypted_data_without_an_envelope_is_refused(
     assert main(["init", "--no-recovery"]) == 2
     assert "A new key could not read" in capsys.readouterr().err
     assert not Path("data/envelope.json").exists()
+
+
+@pytest.mark.parametrize("what", ["another database", "the envelope of a master key before"])
+def test_init_beside_anything_that_is_sealed_is_refused(
+    capsys: pytest.CaptureFixture[str], what: str
+) -> None:
+    Path("data").mkdir()
+    if what == "another database":
+        SecureDb.open("data/second.db", bytes(32)).close()
+    else:
+        Path("data/envelope.json.previous").write_text("{}")
+    assert main(["init", "--no-recovery"]) == 2
+    assert "A new key could not read" in capsys.readouterr().err
+    assert not Path("data/envelope.json").exists()
+    assert not Path("secrets").exists()
+
+
+def test_init_beside_a_database_of_somebody_else_makes_the_key() -> None:
+    Path("data").mkdir()
+    with closing(apsw.Connection("data/theirs.db")) as connection:
+        connection.execute("CREATE TABLE theirs (id INTEGER PRIMARY KEY)")
+    assert main(["init", "--no-recovery"]) == 0
+
+
+def test_help_does_not_show_what_the_setting_says(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be the key itself, put there by mistake."""
+    monkeypatch.setenv("SERVICE_KEY_SOURCE", "a-key-of-somebody")
+    with pytest.raises(SystemExit):
+        main(["init", "--help"])
+    shown = capsys.readouterr().out
+    assert "SERVICE_KEY_SOURCE" in shown
+    assert "a-key-of-somebody" not in shown
 
 
 def test_init_beside_a_damaged_database_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

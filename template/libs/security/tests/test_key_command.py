@@ -38,8 +38,11 @@ from service_folders import (
 from service_security.cli import main
 from service_security.errors import KeyUnavailableError, WrongKeyError
 from service_security.keys import open_keys
+from service_security.keys.key_file import KeyFile
+from service_security.keys.provider import WrappingKey
 from service_security.keys.recovery import RecoveryKey
 from service_security.keys.service_keys import open_with, read_envelope
+from service_security.secret_bytes import SecretBytes
 from service_security.store import SecureDb, new_master
 from service_security.store.keys_lock import keys_held
 from service_security.terminal import read_phrase
@@ -585,9 +588,22 @@ def test_recover_with_another_phrase_changes_nothing(service: Output) -> None:
     KEY_FILE.unlink()
     before = files()
     arguments = ["keys", "recover", "--to", SOURCE, "--phrase-file"]
-    refused(service, main([*arguments, str(PHRASE)]), "not the one of data/envelope.json")
+    refused(service, main([*arguments, str(PHRASE)]), "does not open data/envelope.json")
     assert files() == before
     assert main([*arguments, str(NEW_PHRASE)]) == 0
+
+
+def test_recover_does_not_blame_the_phrase_for_what_the_new_source_does(
+    service: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here the file does not give the key that it was given, when the new slot is proven."""
+
+    def another(_self: object, _fields: object) -> WrappingKey:
+        return WrappingKey(SecretBytes.generate())
+
+    monkeypatch.setattr(KeyFile, "unprotect", another)
+    status = main(["keys", "recover", "--to", "file:new", "--phrase-file", str(PHRASE)])
+    refused(service, status, "does not open with file:new again")
 
 
 def test_recover_without_a_recovery_slot_says_so_before_anything_is_typed(

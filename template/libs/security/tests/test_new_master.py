@@ -457,9 +457,23 @@ def test_a_damaged_next_envelope_is_said_and_nothing_is_changed(
 def test_a_copy_of_the_envelope_is_no_new_master_key(service: Output) -> None:
     NEXT.write_bytes(ENVELOPE.read_bytes())
     before = files()
-    assert main(ROTATE) == 2
-    assert "has the master key of data/envelope.json" in service.readouterr().err
+    refused(service, main(ROTATE), "was not made to follow")
     assert files() == before
+
+
+def test_an_older_envelope_put_there_does_not_bring_its_master_key_back(service: Output) -> None:
+    """Its MAC is right and the same key opens it: it was the envelope before the leak."""
+    leaked = ENVELOPE.read_bytes()
+    assert main(ROTATE) == 0
+    PREVIOUS.unlink()
+    NEW_PHRASE.unlink()
+    service.readouterr()
+    NEXT.write_bytes(leaked)
+    before = files()
+    refused(service, main(ROTATE), "was not made to follow")
+    assert files() == before
+    NEXT.unlink()
+    assert contents() == expected(30)
 
 
 def test_a_log_that_somebody_reads_is_emptied_the_next_time(

@@ -217,6 +217,7 @@ def test_a_recovery_slot_of_another_envelope_is_refused() -> None:
             ours.master_id,
             ours.generation,
             {**ours.slots, RECOVERY: other.slots[RECOVERY]},
+            ours.after,
             body.encode(),
             ours.mac,
         )

@@ -5,9 +5,10 @@ import re
 import select
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -296,8 +297,30 @@ def test_a_phrase_file_is_for_its_owner_and_never_replaces_one(tmp_path: Path) -
     assert file.read_bytes() == before
 
 
+def test_of_two_runs_with_one_phrase_file_one_has_it_and_the_other_is_refused(
+    tmp_path: Path,
+) -> None:
+    for number in range(20):
+        file, start = tmp_path / str(number), threading.Barrier(2)
+        made: list[SecretBytes] = []
+
+        def make(file: Path = file, start: threading.Barrier = start) -> None:
+            start.wait()
+            with suppress(ConfigurationError):
+                made.append(new_phrase(file))  # noqa: B023 - of this round
+
+        threads = [threading.Thread(target=make) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        (key,) = made
+        with key, read_phrase(file) as written:
+            assert written == key
+
+
 def test_a_phrase_file_without_a_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="cannot be created"):
+    with pytest.raises(ConfigurationError, match="cannot be written"):
         new_phrase(tmp_path / "missing" / "phrase")
 
 
@@ -325,6 +348,23 @@ def test_a_phrase_that_opens_nothing_is_taken_back(
                 change_recovery(ENVELOPE, keys, key)
     assert file.exists() is not fails
     assert ("that phrase opens nothing" in capsys.readouterr().err) is fails
+
+
+@pytest.mark.parametrize("what", ["replaced by a folder", "damaged"])
+def test_a_phrase_is_kept_where_it_cannot_be_told_whether_it_opens_anything(
+    tmp_path: Path, what: str
+) -> None:
+    """It may be the only way in."""
+    make_service()
+    if what == "damaged":
+        ENVELOPE.write_bytes(b"{}")
+    else:
+        ENVELOPE.unlink()
+        ENVELOPE.mkdir()
+    file = tmp_path / "kept"
+    with NewPhrase(file, ENVELOPE) as phrase:
+        phrase.make().close()
+    read_phrase(file).close()
 
 
 def test_a_phrase_that_is_not_wanted_is_not_made() -> None:

@@ -41,7 +41,7 @@ def create_whole(path: Path, contents: bytes | memoryview) -> bool:
     try:
         draft.unlink(missing_ok=True)
         try:
-            _write_whole(draft, contents)
+            write_new(draft, contents)
             return publish_new(draft, path)
         finally:
             draft.unlink(missing_ok=True)
@@ -85,7 +85,7 @@ def replace_whole(path: Path, contents: bytes, check: Callable[[bytes], None]) -
     try:
         draft.unlink(missing_ok=True)
         try:
-            _write_whole(draft, contents)
+            write_new(draft, contents)
             check(draft.read_bytes())
             draft.replace(path)
         finally:
@@ -107,8 +107,13 @@ def _draft_of(path: Path) -> Path:
     return path.with_name(f".{path.name}.new")
 
 
-def _write_whole(draft: Path, contents: bytes | memoryview) -> None:
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+def write_new(path: Path, contents: bytes | memoryview) -> None:
+    """Create a file under its own name, mode 0600, and sync it; a crash may leave a part of it.
+
+    Raises:
+        OSError: It is there, or cannot be written.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor
         file.write(contents)
         file.flush()

@@ -8,11 +8,14 @@ for.
 
 import argparse
 import importlib
-import importlib.util
 import sys
 from collections.abc import Sequence
+from importlib.machinery import PathFinder
+from pathlib import Path
+from typing import Final
 
 from . import key_command as keys
+from ._files import exists
 from .command_options import (
     add_interval,
     add_phrase_options,
@@ -23,13 +26,15 @@ from .command_options import (
 )
 from .errors import SecurityError
 from .keys import initialise
+from .keys.service_keys import previous_envelope
 from .layout import DataFolder
 from .secret_bytes import SecretBytes
 from .store import command as database
 from .store.kind import Kind, kind_of
 from .terminal import new_phrase
 
-_OPTIONAL_COMMANDS = ("service_security.keys.tpm",)
+_OPTIONAL_COMMANDS: Final = ("keys.tpm",)
+"""Folders that may be missing, each with a module ``command``."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,10 +76,19 @@ def _parser() -> argparse.ArgumentParser:
     doctor.set_defaults(run=_doctor)
 
     for name in _OPTIONAL_COMMANDS:
-        spec = importlib.util.find_spec(name)
-        if spec and spec.loader:  # a folder of caches, left of a removed command, has none
-            importlib.import_module(name).add_command(commands)
+        folder = Path(__file__).parent.joinpath(*name.split("."))
+        if PathFinder.find_spec("command", [str(folder)]):
+            module = importlib.import_module(f".{name}.command", __package__)
+            module.add_command(commands)
     return parser
+
+
+def _holds_encrypted_data(folder: DataFolder) -> bool:
+    if kind_of(folder.database) not in (Kind.NONE, Kind.PLAIN):
+        return True
+    if exists(previous_envelope(folder.envelope)):
+        return True
+    return any(kind_of(path) is Kind.ENCRYPTED for path in folder.path.glob("*.db"))
 
 
 def _doctor(options: argparse.Namespace) -> int:
@@ -96,7 +110,7 @@ def _init(options: argparse.Namespace) -> int:
         folder.envelope,
         source,
         recovery=recovery,
-        holds_encrypted_data=lambda: kind_of(folder.database) not in (Kind.NONE, Kind.PLAIN),
+        holds_encrypted_data=lambda: _holds_encrypted_data(folder),
     )
     for reason in made.passed_over:
         print(f"service_security: {reason}", file=sys.stderr)

@@ -31,7 +31,8 @@ def folder_options() -> argparse.ArgumentParser:
         "--key-source",
         default=environment.get(SETTING) or DEFAULT_SOURCE,
         metavar="SOURCE",
-        help="where the key is, like file:PATH or secret:PATH (%(default)s)",
+        # Not its value: a person may have put the key itself there.
+        help=f"where the key is, like file:PATH or secret:PATH ({SETTING}, or {DEFAULT_SOURCE})",
     )
     return parser
 

@@ -14,13 +14,17 @@ from ._files import exists
 from .errors import ConfigurationError, SecurityError
 from .file_systems import MOUNTS, NETWORK, file_system_of
 from .keys.provider import ENVIRONMENT, KEY_FILE
-from .keys.service_keys import envelope_is_there, next_envelope, open_envelope
+from .keys.service_keys import (
+    envelope_is_there,
+    next_envelope,
+    open_envelope,
+    previous_envelope,
+)
 from .keys.source import KeySource
 from .layout import DataFolder
 from .process import harden_process
 from .secret_bytes import SecretBytes
 from .store.kind import Kind, kind_of
-from .store.new_master import previous_envelope
 from .store.secure_db import SecureDb
 
 _OURS: Final = re.compile(r".*(\.db([.-].*)?|envelope\.json.*)", re.DOTALL)

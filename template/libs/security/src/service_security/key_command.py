@@ -5,7 +5,7 @@ Exit status 1 says that records were found damaged: the keys are changed all the
 
 import argparse
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from pathlib import Path
 
 from ._files import locked
@@ -193,15 +193,19 @@ def _recover(options: argparse.Namespace) -> int:
     opened = []
     with read_phrase(options.phrase_file) as phrase:
         for path, envelope in with_phrase.items():
-            with suppress(WrongKeyError), _by_phrase(path, envelope, phrase) as keys:
+            keys = _by_phrase(path, envelope, phrase)
+            if keys is None:
+                continue
+            with keys:
                 is_next = path != folder.envelope
                 with locked(lock_beside(folder.envelope), BUSY) if is_next else nullcontext():
                     reseal(path, keys, to)
                 opened.append(path)
     if not opened:
         raise WrongKeyError(
-            f"That is a recovery phrase, but not the one of {folder.envelope}. Look for the one "
-            "that was made last; nothing was changed."
+            f"That recovery phrase does not open {folder.envelope}. Either a word is wrong (one "
+            "wrong phrase in 256 fits together by chance), or it is not the phrase that was made "
+            "last. Nothing was changed."
         )
     for path in opened:
         print(f"{path} opens with {to} now, and with the recovery phrase as before.")
@@ -210,9 +214,12 @@ def _recover(options: argparse.Namespace) -> int:
     return 0
 
 
-def _by_phrase(path: Path, envelope: Envelope, phrase: SecretBytes) -> ServiceKeys:
+def _by_phrase(path: Path, envelope: Envelope, phrase: SecretBytes) -> ServiceKeys | None:
+    """Return the keys in an envelope; None if another phrase opens it."""
     try:
         return open_with(envelope, RecoveryKey(phrase))
+    except WrongKeyError:
+        return None
     except IntegrityError as error:
         raise IntegrityError(f"The key envelope {path} cannot be used. {error}") from None
 

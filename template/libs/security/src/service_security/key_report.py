@@ -11,14 +11,13 @@ from ._files import exists
 from .errors import SecurityError, WrongKeyError
 from .keys.envelope import Envelope
 from .keys.provider import RECOVERY
-from .keys.service_keys import next_envelope, open_envelope, read_envelope
+from .keys.service_keys import next_envelope, open_envelope, previous_envelope, read_envelope
 from .keys.source import KeySource
 from .layout import DataFolder
 from .progress import Progress
 from .secret_bytes import SecretBytes
 from .store.info import read_info
 from .store.kind import Kind, kind_of
-from .store.new_master import previous_envelope
 from .store.secure_db import SecureDb
 
 if TYPE_CHECKING:

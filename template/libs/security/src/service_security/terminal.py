@@ -4,17 +4,16 @@ import getpass
 import os
 import secrets
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Self, TextIO
 
-from ._files import create_whole, exists, sync_folder
-from .errors import ConfigurationError, KeyUnavailableError, SecurityError
+from ._files import sync_folder, write_new
+from .errors import ConfigurationError, KeyUnavailableError, SecurityError, WrongKeyError
 from .keys.derivation import KEY_BYTES
 from .keys.key_file import read_secret
 from .keys.provider import KEY_FILE
 from .keys.recovery import WORDS, RecoveryKey, key_of, phrase_of
-from .keys.service_keys import open_with, read_envelope
+from .keys.service_keys import envelope_is_there, open_with, read_envelope
 from .secret_bytes import SecretBytes
 
 _ASKED_BACK: Final = 3
@@ -58,12 +57,16 @@ class NewPhrase:
         if self._key is None:
             return
         with self._key as key:
-            if any(_opens(path, key) for path in self._envelopes):
+            if any(_may_open(path, key) for path in self._envelopes):
                 return
         if self._file:
-            self._file.unlink(missing_ok=True)
-            sync_folder(self._file.parent)
-            print(f"{self._file} is removed again: that phrase opens nothing.", file=sys.stderr)
+            said = f"{self._file} is removed again: that phrase opens nothing."
+            try:
+                self._file.unlink(missing_ok=True)
+                sync_folder(self._file.parent)
+            except OSError:
+                said = f"The recovery phrase in {self._file} opens nothing. Remove that file."
+            print(said, file=sys.stderr)
         else:
             print(
                 "The recovery phrase that was shown opens nothing. Throw away what you have "
@@ -72,7 +75,7 @@ class NewPhrase:
             )
 
 
-def new_phrase(file: Path | None, *, choose: Callable[[], list[int]] | None = None) -> SecretBytes:
+def new_phrase(file: Path | None) -> SecretBytes:
     """Make a recovery phrase and see that somebody has it; return its key, to be closed.
 
     On a terminal it is shown once, and three of its words are asked back.
@@ -80,7 +83,6 @@ def new_phrase(file: Path | None, *, choose: Callable[[], list[int]] | None = No
     Args:
         file: Write it to this new file, mode 0600, instead. Whoever runs the command takes it away
             from there.
-        choose: Returns the places, from 0, of the words to ask for.
 
     Raises:
         KeyUnavailableError: There is neither a terminal nor a file.
@@ -93,7 +95,7 @@ def new_phrase(file: Path | None, *, choose: Callable[[], list[int]] | None = No
         if file:
             _write_phrase(file, words)
         else:
-            _show_and_ask_back(words, (choose or _some_places)())
+            _show_and_ask_back(words, _some_places())
     except BaseException:
         key.close()
         raise
@@ -149,20 +151,35 @@ def ask_passphrase(new: bool) -> str:
     return passphrase
 
 
-def _opens(envelope: Path, key: SecretBytes) -> bool:
+def _may_open(envelope: Path, key: SecretBytes) -> bool:
+    """Tell whether a phrase opens an envelope; True if that cannot be told now."""
     try:
+        if not envelope_is_there(envelope):
+            return False
         open_with(read_envelope(envelope), RecoveryKey(key)).close()
-    except SecurityError:
+    except (WrongKeyError, ConfigurationError):  # another phrase, or no slot for one
         return False
+    except SecurityError:
+        return True
     return True
 
 
 def _write_phrase(file: Path, words: list[str]) -> None:
-    if exists(file) or not create_whole(file, (" ".join(words) + "\n").encode()):
+    # Under its own name at once: nobody holds the folder, and two commands with one name for their
+    # drafts could publish each other's phrase.
+    try:
+        write_new(file, (" ".join(words) + "\n").encode())
+        sync_folder(file.parent)
+    except FileExistsError:
         raise ConfigurationError(
             f"{file} is there, and a phrase never replaces a file. Name another one, or remove "
             "this one if it is of no use."
-        )
+        ) from None
+    except OSError as error:
+        raise ConfigurationError(
+            f"{file} cannot be written: {error.strerror}. Check the folder's owner and mode, and "
+            "remove the file if it is there: nothing opens with it."
+        ) from error
     print(f"Wrote the recovery phrase to {file}. Move it to a safe place, away from this machine.")
 
 

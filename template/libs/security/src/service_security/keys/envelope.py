@@ -12,6 +12,9 @@ so that the MAC covers exact bytes::
                context envelope_id || master_id || type || binding
     binding  = the name of the profile ("passphrase"), the name of the SRK || the PCR selection
                ("tpm2"), nothing else
+    after    = a member of the body where the master key followed on another one:
+               HMAC-SHA256(HKDF(master before, envelope_id, info("envelope/after"), 32),
+               master_id), hex
     kept     = a member of the slot "recovery": the recovery key in a sealed_box, magic SSSL,
                purpose "slot/kept", under the master key, context as above
 
@@ -42,6 +45,7 @@ MAX_BYTES: Final = 64 * 1024
 
 _MAGIC: Final = b"SSSL"
 _KEPT: Final = "slot/kept"
+_TYPE: Final = re.compile(r"[a-z][a-z0-9-]{0,31}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +72,7 @@ class Envelope:
         master_id: Check value of the master key, 32 bytes.
         generation: Counts the changes of the envelope, from 1.
         slots: The ways to the master key by their type, in the order of the file.
+        after: Shows that who made it had the master key before; empty for a first one.
         body: The exact bytes that the MAC covers.
         mac: 32 bytes.
     """
@@ -76,13 +81,32 @@ class Envelope:
     master_id: bytes
     generation: int
     slots: Mapping[str, Slot]
+    after: bytes
     body: bytes
     mac: bytes
 
     @classmethod
-    def create(cls, master: SecretBytes, keys: Mapping[str, WrappingKey]) -> Self:
-        """Return a new envelope for ``master``, with a slot for each wrapping key by its type."""
-        return cls._sealed(master, os.urandom(16), 1, (), keys)
+    def create(
+        cls,
+        master: SecretBytes,
+        keys: Mapping[str, WrappingKey],
+        *,
+        after: SecretBytes | None = None,
+    ) -> Self:
+        """Return a new envelope.
+
+        Args:
+            master: Its master key.
+            keys: Wrapping keys for its slots, by type.
+            after: The master key that this one takes the place of.
+        """
+        envelope_id = os.urandom(16)
+        proof = _after(after, envelope_id, master_id(master)) if after else b""
+        return cls._sealed(master, envelope_id, 1, (), keys, proof)
+
+    def follows(self, master: SecretBytes) -> bool:
+        """Tell whether it was made to take the place of a master key, by who had that key."""
+        return hmac.compare_digest(self.after, _after(master, self.envelope_id, self.master_id))
 
     def with_slots(
         self, master: SecretBytes, keys: Mapping[str, WrappingKey], *, keep: Collection[str] = ()
@@ -95,7 +119,8 @@ class Envelope:
             keep: Types of slots that stay as they are, unless ``keys`` replaces them.
         """
         kept = [slot for slot in self.slots.values() if slot.type in keep and slot.type not in keys]
-        return self._sealed(master, self.envelope_id, self.generation + 1, kept, keys)
+        generation = self.generation + 1
+        return self._sealed(master, self.envelope_id, generation, kept, keys, self.after)
 
     @classmethod
     def _sealed(
@@ -105,6 +130,7 @@ class Envelope:
         generation: int,
         kept: Collection[Slot],
         keys: Mapping[str, WrappingKey],
+        after: bytes,
     ) -> Self:
         identifier = master_id(master)
         slots = {slot.type: slot for slot in kept}
@@ -135,10 +161,11 @@ class Envelope:
                     {"type": slot.type, "box": base64.b64encode(slot.box).decode(), **slot.fields}
                     for slot in slots.values()
                 ],
+                **({"after": after.hex()} if after else {}),
             }
         ).encode()
         mac = _mac(master, envelope_id, body)
-        return cls(envelope_id, identifier, generation, slots, body, mac)
+        return cls(envelope_id, identifier, generation, slots, after, body, mac)
 
     def to_json(self) -> bytes:
         """Return the bytes of the file."""
@@ -167,6 +194,7 @@ class Envelope:
                     f"The envelope has format {version}; this version of service-security reads "
                     f"format {VERSION}. Use the version that wrote it."
                 )
+            after = _hex(inner.pop("after"), 32) if "after" in inner else b""
             _members(
                 inner,
                 {
@@ -184,6 +212,7 @@ class Envelope:
                 _hex(inner["master_id"], 32),
                 inner["generation"],
                 _unique([(slot.type, slot) for slot in slots]),
+                after,
                 body,
                 _hex(outer["mac"], 32),
             )
@@ -252,8 +281,15 @@ def _mac(master: SecretBytes, envelope_id: bytes, body: bytes) -> bytes:
 def _slot(entry: Any) -> Slot:
     if not isinstance(entry, dict) or not all(type(value) is str for value in entry.values()):
         raise ValueError("a slot is an object of texts")
+    if not _TYPE.fullmatch(entry["type"]):  # it is shown, also where nothing is authenticated
+        raise ValueError("no type of slot")
     fields = {name: value for name, value in entry.items() if name not in ("type", "box")}
     return Slot(entry["type"], fields, base64.b64decode(entry["box"], validate=True))
+
+
+def _after(master: SecretBytes, envelope_id: bytes, identifier: bytes) -> bytes:
+    with derive(master, salt=envelope_id, context="envelope/after") as key, key.view as view:
+        return hmac.digest(view, identifier, "sha256")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

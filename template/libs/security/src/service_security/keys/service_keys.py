@@ -96,6 +96,11 @@ def next_envelope(envelope: Path) -> Path:
     return envelope.with_name(f"{envelope.name}.next")
 
 
+def previous_envelope(envelope: Path) -> Path:
+    """Return where the envelope of the master key before is kept."""
+    return envelope.with_name(f"{envelope.name}.previous")
+
+
 def open_envelope(envelope: Path, source: KeySource | str) -> ServiceKeys:
     """Return the keys in one envelope file, as ``open_keys`` does, whatever else is going on.
 

@@ -36,6 +36,7 @@ from ..keys.service_keys import (
     envelope_is_there,
     next_envelope,
     open_with,
+    previous_envelope,
     read_envelope,
 )
 from ..keys.source import KeySource
@@ -112,7 +113,7 @@ def change_master(
     with ExitStack() as opened:
         with change.alone():
             if envelope_is_there(change.next):
-                new = opened.enter_context(_open_next(change.next, provider))
+                new = opened.enter_context(_open_next(change.next, provider, old.master))
                 on_step("resumed", change.next)
                 return change.finish(new, resumed=True)
             change.find(old.master)
@@ -124,11 +125,6 @@ def change_master(
         with change.alone():
             new = opened.enter_context(change.seal(provider, keys))
             return change.finish(new, resumed=False)
-
-
-def previous_envelope(envelope: Path) -> Path:
-    """Return where the envelope of the old master key is kept."""
-    return envelope.with_name(f"{envelope.name}.previous")
 
 
 class _Change:
@@ -181,18 +177,17 @@ class _Change:
                     open_with(envelope, RecoveryKey(keys[RECOVERY].key)).close()
 
             with SecretBytes.generate(KEY_BYTES) as master:
-                replace_whole(self.next, Envelope.create(master, keys).to_json(), check)
+                replace_whole(
+                    self.next,
+                    Envelope.create(master, keys, after=self._old.master).to_json(),
+                    check,
+                )
             undo.pop_all()
         self._on_step("sealed", self.next)
         return proven[0]
 
     def finish(self, new: ServiceKeys, *, resumed: bool) -> NewMaster:
         """Put every database under the new master key, then let its envelope take the name."""
-        if new.envelope.master_id == self._old.envelope.master_id:
-            raise IntegrityError(
-                f"{self.next} has the master key of {self._folder.envelope}, so it is none of this "
-                "command. Remove it, then run the command again."
-            )
         databases, left = self.find(self._old.master, new.master)
         for database in databases:
             rewrap(database, self._old.master, new.master)
@@ -213,7 +208,7 @@ class _Change:
         self._on_step("published", envelope)
 
 
-def _open_next(path: Path, provider: KeyProvider) -> ServiceKeys:
+def _open_next(path: Path, provider: KeyProvider, old: SecretBytes) -> ServiceKeys:
     envelope = read_envelope(path)
     opens_by = " or ".join(slot for slot in envelope.slots if slot != RECOVERY)
     where = (
@@ -223,7 +218,7 @@ def _open_next(path: Path, provider: KeyProvider) -> ServiceKeys:
     if provider.slot_type not in envelope.slots:
         raise ConfigurationError(f"{where}. Name where that key is, with --to SOURCE.")
     try:
-        return open_with(envelope, provider)
+        keys = open_with(envelope, provider)
     except WrongKeyError:
         raise WrongKeyError(
             f"{where}. {provider} is another one: name the source of the first time, with "
@@ -231,3 +226,12 @@ def _open_next(path: Path, provider: KeyProvider) -> ServiceKeys:
         ) from None
     except IntegrityError as error:
         raise IntegrityError(f"{path} cannot be used. {error}") from None
+    # An older envelope may have been put there, to bring back a master key that has leaked.
+    if not envelope.follows(old):
+        keys.close()
+        raise IntegrityError(
+            f"{path} was not made to follow on the envelope beside it, so no change of the master "
+            "key here has left it. Find out who put it there and remove it, then run the command "
+            "again."
+        )
+    return keys
