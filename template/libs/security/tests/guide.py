@@ -140,6 +140,8 @@ class Machine:
             try:
                 while data := _read(ours):
                     said += data
+                    if said.endswith("written down: "):
+                        os.write(ours, b"\n")
                     if asked := re.search(r"Word (\d+): \Z", said):
                         os.write(ours, f"{_words(said)[int(asked[1])]}\n".encode())
             except BaseException:
@@ -203,5 +205,5 @@ def _read(terminal: int) -> str:
 
 def _words(said: str) -> dict[int, str]:
     """Return the words of the phrase that was shown, by their places."""
-    shown = said.partition("not shown again.")[2].partition("Word ")[0]
+    shown = said.partition("not shown again.")[2].partition("Press ")[0]
     return {int(place): word for place, word in re.findall(r"(\d+) ([a-z]+)", shown)}

@@ -4,6 +4,8 @@ import getpass
 import os
 import secrets
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, Self, TextIO
 
@@ -20,6 +22,8 @@ _ASKED_BACK: Final = 3
 _TRIES: Final = 3
 _MAX_PHRASE: Final = 1024
 _FIRST_LETTERS: Final = 4
+_ENTER: Final = "\033[?1049h\033[H"
+_LEAVE: Final = "\033[2J\033[H\033[?1049l"
 
 
 class NewPhrase:
@@ -122,12 +126,10 @@ def read_phrase(file: Path | None) -> SecretBytes:
                 "--phrase-file FILE."
             )
         return key_of(sys.stdin.read(_MAX_PHRASE))
-    print(f"The {WORDS} words of the recovery phrase; the first four letters of each will do.")
-    print("They show while you type. An empty line ends them.")
-    try:
+    with _screen_of_its_own():
+        print(f"The {WORDS} words of the recovery phrase; the first four letters of each will do.")
+        print("They show while you type. An empty line ends them.")
         return key_of(_typed_words())
-    finally:
-        _clear_screen()
 
 
 def ask_passphrase(new: bool) -> str:
@@ -142,12 +144,9 @@ def ask_passphrase(new: bool) -> str:
             "The passphrase has to be typed, and there is no terminal. Name a file with it: "
             "passphrase:FILE."
         )
-    try:
-        passphrase = getpass.getpass("New passphrase: " if new else "Passphrase: ")
-        if new and getpass.getpass("The same again: ") != passphrase:
-            raise ConfigurationError("The two passphrases differ. Nothing was changed.")
-    except EOFError:
-        raise _input_ended() from None
+    passphrase = _input("New passphrase: " if new else "Passphrase: ", ask=getpass.getpass)
+    if new and _input("The same again: ", ask=getpass.getpass) != passphrase:
+        raise ConfigurationError("The two passphrases differ. Nothing was changed.")
     return passphrase
 
 
@@ -191,24 +190,20 @@ def _show_and_ask_back(words: list[str], places: list[int]) -> None:
             "rotate --master go without one with --no-recovery: whoever loses the key then has "
             "lost the records."
         )
-    print("This is the recovery phrase. It opens the records and every backup if the key is lost,")
-    print("for you and for whoever finds it. Write it on paper; it is not shown again.\n")
-    try:
+    with _screen_of_its_own():
+        print("This is the recovery phrase. It opens the records and every backup if the key is")
+        print("lost, for you and for whoever finds it. Write it on paper; it is not shown again.\n")
         for row in range(0, WORDS, 4):
             print("   ".join(f"{place + 1:2} {words[place]:<8}" for place in range(row, row + 4)))
-        print()
-        for place in places:
-            _ask_back(place, words[place])
-    finally:
-        _clear_screen()
+        _input("\nPress Enter when all of it is written down: ")
+    print("Three of the words, from the paper:")
+    for place in places:
+        _ask_back(place, words[place])
 
 
 def _ask_back(place: int, word: str) -> None:
     for left in range(_TRIES - 1, -1, -1):
-        try:
-            typed = input(f"Word {place + 1}: ").strip().lower()
-        except EOFError:
-            raise _input_ended() from None
+        typed = _input(f"Word {place + 1}: ").strip().lower()
         if typed in (word, word[:_FIRST_LETTERS]):
             return
         if left:
@@ -232,18 +227,33 @@ def _typed_words() -> str:
     return " ".join(typed)
 
 
-def _clear_screen() -> None:
-    """Take what was shown off the screen, and out of what scrolls back."""
-    if _is_terminal(sys.stdout) and os.environ.get("TERM", "dumb") != "dumb":
-        print("\033[2J\033[3J\033[H", end="", flush=True)
+@contextmanager
+def _screen_of_its_own() -> Iterator[None]:
+    """Show what is printed in the block on a screen that is gone behind it, where there is one.
+
+    The alternate screen of xterm, which every common terminal has, does not scroll back.
+    """
+    can = _is_terminal(sys.stdout) and os.environ.get("TERM", "dumb") != "dumb"
+    if can:
+        print(_ENTER, end="", flush=True)
+    try:
+        yield
+    finally:
+        if can:
+            print(_LEAVE, end="", flush=True)
+
+
+def _input(prompt: str, *, ask: Callable[[str], str] = input) -> str:
+    try:
+        return ask(prompt)
+    except EOFError:
+        raise ConfigurationError(
+            "The input ended. Nothing was changed; run the command again."
+        ) from None
 
 
 def _is_terminal(stream: TextIO | None) -> bool:
     return stream is not None and stream.isatty()  # a process may be started without any
-
-
-def _input_ended() -> ConfigurationError:
-    return ConfigurationError("The input ended. Nothing was changed; run the command again.")
 
 
 def _some_places() -> list[int]:
