@@ -11,11 +11,10 @@ from collections.abc import Callable, Iterator
 
 from hypothesis import settings
 
-from service_security.keys.tpm import TpmReport
 from service_security.keys.tpm.address import Address
 from service_security.keys.tpm.client import READ_PUBLIC
 from service_security.keys.tpm.framing import ALGORITHMS, CURVES, GET_TEST_RESULT, PROPERTIES
-from service_security.keys.tpm.report import ask
+from service_security.keys.tpm.report import TpmReport, ask
 
 ADDRESS = Address("device", "/dev/tpmrm0")
 fuzz = settings(derandomize=True, database=None, deadline=None, max_examples=150)

@@ -20,8 +20,8 @@ from typing import Self
 
 import pytest
 
-from service_security.keys.tpm import TpmError
 from service_security.keys.tpm.address import Address, parse_address
+from service_security.keys.tpm.errors import TpmError
 from service_security.keys.tpm.framing import GET_CAPABILITY
 from service_security.keys.tpm.provider import TpmProvider
 from service_security.keys.tpm.transport import execute, open_transport

@@ -111,6 +111,17 @@ def test_a_missing_envelope_names_init_and_the_backup(pair: Pair) -> None:
         pair.open()
 
 
+def test_what_is_no_regular_file_is_no_envelope_and_is_not_waited_for(pair: Pair) -> None:
+    pair.envelope.unlink()
+    os.mkfifo(pair.envelope)
+    with pytest.raises(KeyUnavailableError, match="no regular file"):
+        pair.open()
+    pair.envelope.unlink()
+    pair.envelope.mkdir()
+    with pytest.raises(KeyUnavailableError, match="cannot be read"):
+        pair.open()
+
+
 def test_a_missing_key_file_is_named(pair: Pair) -> None:
     pair.key_file.unlink()
     with pytest.raises(KeyUnavailableError, match=r"service\.key is missing.*SERVICE_KEY_SOURCE"):
@@ -193,8 +204,12 @@ def test_a_key_file_of_another_user_is_refused_and_a_secret_is_not(
         if accepted:
             assert pair.open() == MASTER
         else:
-            with pytest.raises(ConfigurationError, match=f"belongs to user {owner}"):
+            with pytest.raises(ConfigurationError, match=f"user {owner}.*Run: chown 54321"):
                 pair.open()
+            monkeypatch.setattr(os, "geteuid", lambda: 0)
+            with pytest.raises(ConfigurationError, match=f"as that user: sudo -u '#{owner}'"):
+                pair.open()
+            monkeypatch.setattr(os, "geteuid", lambda: 54321)
 
 
 @posix
@@ -339,10 +354,10 @@ def test_no_slots_make_the_parser_or_the_key_fail_otherwise(slots: list[Any]) ->
 
 
 def test_control_slots_of_texts_with_a_type_and_a_box_are_parsed() -> None:
-    slots = [{"type": "recovery", "box": "AAAA", "kept": "*"}, {"type": "of tomorrow", "box": ""}]
+    slots = [{"type": "recovery", "box": "AAAA", "kept": "*"}, {"type": "of-tomorrow", "box": ""}]
     body = json.dumps({**_ENVELOPE, "slots": slots})
     parsed = Envelope.from_json(json.dumps({"body": body, "mac": "00" * 32}).encode())
-    assert list(parsed.slots) == ["recovery", "of tomorrow"]
+    assert list(parsed.slots) == ["recovery", "of-tomorrow"]
     assert parsed.slots["recovery"].fields == {"kept": "*"}
 
 

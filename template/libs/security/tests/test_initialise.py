@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from service_security._files import make_private_folder
 from service_security.errors import (
     ConfigurationError,
     KeyUnavailableError,
@@ -185,7 +186,20 @@ def test_files_and_their_names_are_synced(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(os, "fsync", note)
     _init(tmp_path)
     names = [Path(path).relative_to(tmp_path).as_posix() for path in synced]
-    assert names == ["secrets/.service.key.new", "secrets", "data/.envelope.json.new", "data"]
+    assert names == [
+        *(".", "."),  # the names of the two folders
+        *("secrets/.service.key.new", "secrets", "data/.envelope.json.new", "data"),
+    ]
+
+
+def test_the_names_of_new_folders_are_synced_from_the_top(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr("service_security._files.sync_folder", synced.append)
+    for _ in range(2):  # the second time they are there
+        make_private_folder(tmp_path / "a" / "b" / "c")
+    assert synced == [tmp_path, tmp_path / "a", tmp_path / "a" / "b"]
 
 
 def test_what_a_killed_init_left_over_is_removed(tmp_path: Path) -> None:
@@ -208,15 +222,30 @@ def test_the_second_name_of_a_key_that_a_killed_init_left_is_removed(tmp_path: P
     assert key_file.stat().st_nlink == 1
 
 
-@pytest.mark.parametrize("place", ["data/envelope.json", "data/../data/envelope.json", "link/x"])
-def test_the_envelopes_place_cannot_be_the_key_file(tmp_path: Path, place: str) -> None:
+@pytest.mark.parametrize(
+    "place",
+    [
+        *("data/envelope.json", "data/../data/envelope.json", "link/x", "data/.envelope.json.new"),
+        *("data/envelope.json.next", "data/envelope.json.previous", "data/envelope.json.lock"),
+        *("data/records.db", "data/records.db-wal", "data/records.db.keys-lock"),
+    ],
+)
+def test_a_place_of_the_services_own_files_cannot_be_the_key_file(
+    tmp_path: Path, place: str
+) -> None:
     envelope, _ = _paths(tmp_path)
     (tmp_path / "data").mkdir()
     (tmp_path / "link").mkdir()
     (tmp_path / "link" / "x").symlink_to(envelope)
     with pytest.raises(ConfigurationError, match="cannot be the key file"):
         initialise(envelope, f"file:{tmp_path / place}", holds_encrypted_data=lambda: False)
-    assert not envelope.exists()
+    assert not list((tmp_path / "data").iterdir())
+
+
+@pytest.mark.parametrize("place", ["data/service.key", "elsewhere/envelope.json.next"])
+def test_control_other_places_can_be_the_key_file(tmp_path: Path, place: str) -> None:
+    source = f"file:{tmp_path / place}"
+    assert initialise(_paths(tmp_path)[0], source, holds_encrypted_data=lambda: False).created
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:

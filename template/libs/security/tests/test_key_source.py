@@ -192,6 +192,8 @@ SECRETS = {
     "hexadecimal": KEY.hex(),
     "hexadecimal that begins with a letter": "abcdef" + KEY.hex()[6:],
     "hexadecimal in capitals": "ABCDEF" + KEY.hex()[6:].upper(),
+    "base64 for URLs without its padding": base64.urlsafe_b64encode(b"\xfb" * 32).decode()[:43],
+    "base64 without its padding": base64.b64encode(KEY).decode()[:43],
     "a passphrase": "correct horse battery staple",
     "a passphrase in one word": "correcthorsebatterystaple",
     "a recovery phrase": PHRASE,
@@ -217,6 +219,55 @@ def test_a_key_is_never_taken_for_a_path(scheme: str, kind: str) -> None:
     with pytest.raises(ConfigurationError, match="may be the key") as refusal:
         KeySource.parse(scheme + SECRETS[kind])
     assert SECRETS[kind][:6] not in str(refusal.value)
+
+
+@has_tpm
+@pytest.mark.parametrize("kind", SECRETS)
+@pytest.mark.parametrize(
+    ("start", "said"),
+    [
+        *((start, "SERVICE_KEY_SOURCE does not say where") for start in ("", "x/", "unix:")),
+        ("tcp:", "not the address of a TPM"),
+        ("tcp:127.0.0.1:", "not the address of a TPM"),
+    ],
+)
+def test_a_secret_in_place_of_a_tpm_is_not_shown(kind: str, start: str, said: str) -> None:
+    secret = SECRETS[kind]
+    with pytest.raises(ConfigurationError, match=said) as refusal:
+        KeySource.parse(f"tpm2:{start}{secret}")
+    shown = str(refusal.value)
+    assert not [
+        secret[at : at + 6] for at in range(len(secret) - 5) if secret[at : at + 6] in shown
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{}",
+        "key={}",
+        "file:{}",
+        "env:{}",
+        "credential:{}",
+        "passphrase:{}",
+        "passphrase,passphrase:/{}",
+        pytest.param("tpm2:{}", marks=has_tpm),
+        pytest.param("tpm2:tcp:{}:1", marks=has_tpm),
+    ],
+)
+def test_a_traceback_of_a_refused_source_has_nothing_of_it(text: str) -> None:
+    """Some programs print the variables of each frame, and what an error came out of."""
+    secret = SECRETS["base64"]
+    with pytest.raises(ConfigurationError) as refusal:
+        KeySource.parse(text.format(secret))
+    assert refusal.value.__context__ is None
+    trace, variables = refusal.value.__traceback__, ""
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename != __file__:
+            variables += repr(trace.tb_frame.f_locals)
+        trace = trace.tb_next
+    assert variables
+    assert secret not in variables
 
 
 @given(
@@ -276,6 +327,17 @@ def test_what_is_set_up_wrongly_is_not_passed_over(monkeypatch: pytest.MonkeyPat
     assert list(Path().iterdir()) == []
 
 
+def test_a_disk_that_fails_is_passed_over_with_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(_: Path) -> bool:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "exists", failing)
+        with pytest.raises(KeyUnavailableError, match="cannot be read: Input/output error"):
+            KeyFile(Path("secrets/key")).probe()
+    KeyFile(Path("secrets/key")).probe()  # the control
+
+
 def test_if_none_can_be_had_nothing_is_made() -> None:
     with pytest.raises(KeyUnavailableError, match="/nowhere/key is missing"):
         _init("env:NOT_SET,secret:/nowhere/key")
@@ -318,6 +380,16 @@ def test_neither_argon2_nor_a_tpm_is_imported_without_need(
     assert "service_security.keys.source" in imported
     assert not {name for name in imported if name.startswith((ARGON2, TPM))}
     assert not imported & {"socket", "getpass", "argparse", "apsw"}
+
+
+@has_tpm
+def test_a_key_in_a_tpm_is_opened_without_the_command_and_the_report() -> None:
+    program = "import sys, service_security.keys.tpm.provider; print(*sys.modules)"
+    imported = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert f"{TPM}.client" in imported
+    assert not {f"{TPM}.command", f"{TPM}.report", "argparse"} & set(imported)
 
 
 def test_control_a_passphrase_imports_argon2() -> None:

@@ -6,6 +6,7 @@ envelope or beside data.
 """
 
 import base64
+import errno
 import multiprocessing
 import os
 import shutil
@@ -16,8 +17,10 @@ from pathlib import Path
 
 import pytest
 
+from service_security import _files
 from service_security.errors import (
     ConfigurationError,
+    IntegrityError,
     KeyUnavailableError,
     SecurityError,
     StoreUnavailableError,
@@ -25,9 +28,11 @@ from service_security.errors import (
 )
 from service_security.keys import initialise, open_keys, open_master_key
 from service_security.keys.passphrase import DEFAULT_PROFILE, PROFILES, Profile
-from service_security.keys.recovery import RecoveryKey
+from service_security.keys.recovery import RecoveryKey, may_open
 from service_security.keys.service_keys import next_envelope, open_with, read_envelope
 from service_security.secret_bytes import SecretBytes
+from service_security.store import SecureDb
+from service_security.store.kind import Kind, kind_of
 
 ENVELOPE = Path("data/envelope.json")
 VARIABLE = "TEST_WRAPPING_KEY"
@@ -195,6 +200,59 @@ def test_encrypted_data_without_an_envelope_is_never_given_a_key(kind: str) -> N
     assert _init(SOURCES[kind]), "control: without data a key is made"
 
 
+DATABASE = Path("data/records.db")
+
+
+def _there_is_data() -> bool:
+    return kind_of(DATABASE) not in (Kind.NONE, Kind.PLAIN)
+
+
+@pytest.mark.parametrize("with_phrase", [True, False])
+def test_encrypted_data_that_comes_while_a_phrase_is_written_down_is_never_given_a_key(
+    with_phrase: bool,
+) -> None:
+    Path("data").mkdir(mode=0o700)
+
+    def restored_meanwhile() -> SecretBytes | None:
+        SecureDb.open(DATABASE, bytes(range(32))).close()
+        return SecretBytes.generate() if with_phrase else None
+
+    with pytest.raises(ConfigurationError, match="A new key could not read"):
+        initialise(
+            ENVELOPE,
+            SOURCES["environment"],
+            recovery=restored_meanwhile,
+            holds_encrypted_data=_there_is_data,
+        )
+    assert not ENVELOPE.exists()
+
+
+@pytest.mark.parametrize("suffix", ["-wal", "-journal"])
+def test_a_log_beside_a_database_of_no_bytes_is_data(suffix: str) -> None:
+    """SQLite would throw it away; the database may have been cut off, and all records be in it."""
+    Path("data").mkdir(mode=0o700)
+    DATABASE.touch()
+    log = DATABASE.with_name(DATABASE.name + suffix)
+    log.write_bytes(b"records that are nowhere else")
+    with pytest.raises(IntegrityError, match="which is empty, and may hold records"):
+        initialise(ENVELOPE, SOURCES["environment"], holds_encrypted_data=_there_is_data)
+    assert not ENVELOPE.exists()
+    assert log.read_bytes() == b"records that are nowhere else"
+    log.write_bytes(b"")
+    made = initialise(ENVELOPE, SOURCES["environment"], holds_encrypted_data=_there_is_data)
+    assert made.created, "control: an empty log"
+
+
+@posix
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_what_is_no_regular_file_is_not_taken_for_no_data(make: Callable[[Path], None]) -> None:
+    Path("data").mkdir(mode=0o700)
+    make(DATABASE)
+    with pytest.raises(IntegrityError, match="no regular file"):
+        initialise(ENVELOPE, SOURCES["environment"], holds_encrypted_data=_there_is_data)
+    assert not ENVELOPE.exists()
+
+
 @pytest.mark.parametrize("kind", SOURCES)
 def test_an_envelope_that_dangles_is_an_envelope(kind: str) -> None:
     Path("data").mkdir()
@@ -257,6 +315,51 @@ def test_whatever_fails_after_a_phrase_was_shown_says_that_it_opens_nothing() ->
         key.check()
 
 
+@pytest.mark.parametrize("is_lost", [True, False])
+def test_a_phrase_that_may_open_the_envelope_is_never_to_be_destroyed(
+    monkeypatch: pytest.MonkeyPatch, is_lost: bool
+) -> None:
+    """The disk fails while the envelope gets its name, and it is there after all."""
+    key = SecretBytes.generate()
+    kept = SecretBytes.copy_of(key.view)
+
+    def failing(draft: Path, path: Path) -> bool:
+        if not is_lost:
+            os.link(draft, path)
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_files, "publish_new", failing)
+        said = "opens nothing: destroy it" if is_lost else "Keep the recovery phrase of this run"
+        with pytest.raises(ConfigurationError, match=said):
+            initialise(
+                ENVELOPE,
+                SOURCES["environment"],
+                recovery=lambda: key,
+                holds_encrypted_data=_no_data,
+            )
+    assert ENVELOPE.exists() != is_lost
+    assert may_open(ENVELOPE, kept) != is_lost
+    kept.close()
+
+
+def test_where_it_cannot_be_told_a_phrase_may_open_the_envelope(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def failing(_: Path) -> os.stat_result:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with SecretBytes.generate() as key:
+        assert not may_open(ENVELOPE, key), "control: it is known that there is none"
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "lstat", failing)
+            assert may_open(ENVELOPE, key)
+        _init(SOURCES["environment"])
+        assert not may_open(ENVELOPE, key), "control: it is known to have no phrase"
+        ENVELOPE.write_bytes(b"damaged")
+        assert may_open(ENVELOPE, key)
+
+
 def test_the_slower_of_two_is_told_that_its_phrase_opens_nothing() -> None:
     winner, loser = SecretBytes.generate(), SecretBytes.generate()
     kept = SecretBytes.copy_of(winner.view)
@@ -296,6 +399,44 @@ def test_nobody_is_shown_a_phrase_where_no_key_will_be_made() -> None:
 
 
 # Several at once
+
+
+@posix
+@pytest.mark.parametrize("folder", ["data", "secrets"])
+def test_a_folder_that_a_service_holds_is_not_waited_for_for_ever(
+    monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    import fcntl
+
+    monkeypatch.setattr(_files, "_PATIENCE", 0.0)
+    Path("data").mkdir(mode=0o700)
+    holder = os.open(folder, os.O_RDONLY)
+    fcntl.flock(holder, fcntl.LOCK_SH)
+    with pytest.raises(StoreUnavailableError, match=rf"folder {folder} is in use. Stop the"):
+        _init(SOURCES["key-file"])
+    os.close(holder)
+    assert _init(SOURCES["key-file"]), "control"
+
+
+@posix
+def test_who_holds_a_folder_for_a_moment_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    import fcntl
+
+    Path("data").mkdir(mode=0o700)
+    holder = os.open("data", os.O_RDONLY)
+    fcntl.flock(holder, fcntl.LOCK_SH)
+    monkeypatch.setattr("service_security._files.time.sleep", lambda _: os.close(holder))
+    assert _init(SOURCES["environment"])
+
+
+@posix
+def test_a_folder_that_has_no_locks_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("service_security._files.fcntl.flock", failing)
+    with pytest.raises(StoreUnavailableError, match="cannot be locked: No locks available"):
+        _init(SOURCES["environment"])
 
 
 def _init_at_once(folder: str, source: str, with_phrase: bool, barrier: Barrier) -> None:

@@ -198,6 +198,10 @@ def test_characters_are_counted_and_not_accents() -> None:
 def test_a_passphrase_has_1024_bytes_at_most(file: Path, ending: bytes) -> None:
     file.write_bytes(b"x" * 1024 + ending)
     assert _key(Passphrase(file, lambda _: "")) == _key(_typed("x" * 1024))
+    for more in (b"\r\nmore", b"\n\n", b"\r\n\n"):
+        file.write_bytes(b"x" * 1024 + more)
+        with pytest.raises(ConfigurationError, match="1024 bytes at most"):
+            _key(Passphrase(file, lambda _: ""))
     file.write_bytes(b"x" * 1025 + ending)
     for call in (Passphrase(file, lambda _: "").protect, _typed("x" * 1025).protect):
         with pytest.raises(ConfigurationError, match="1024 bytes at most"):
@@ -236,6 +240,7 @@ def test_an_error_keeps_no_passphrase(file: Path) -> None:
         for error in errors:
             assert "sesame" not in str(error)
             assert b"sesame" not in getattr(error, "object", b"")
+            assert b"sesame" not in b"".join(arg for arg in error.args if isinstance(arg, bytes))
             trace = error.__traceback__
             while trace is not None:
                 if "service_security" in trace.tb_frame.f_code.co_filename:

@@ -126,6 +126,24 @@ def test_what_is_no_phrase_is_refused_and_no_word_of_it_is_repeated(
         assert word == "in" or word not in said
 
 
+@pytest.mark.parametrize("place", [(), (3,), (5,)], ids=["too few", "unknown", "swapped"])
+def test_a_traceback_of_a_refused_phrase_has_no_word_of_it(place: tuple[int, ...]) -> None:
+    """Some programs print the variables of each frame."""
+    phrase = _changed(place[0], "exit" if place == (5,) else "zzzz") if place else "mutual " * 9
+    with pytest.raises(ConfigurationError) as refusal:
+        key_of(phrase)
+    assert refusal.value.__context__ is None
+    trace, variables = refusal.value.__traceback__, ""
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename != __file__:
+            variables += repr(trace.tb_frame.f_locals)
+        trace = trace.tb_next
+    assert variables
+    words = phrase.split()
+    assert repr(words[0]) not in variables
+    assert " ".join(words[:2]) not in variables
+
+
 def test_one_wrong_word_is_found_255_times_in_256() -> None:
     chosen = random.Random(39)  # noqa: S311 - the same words in each run
     words = WORDS.read_text().split()

@@ -1,6 +1,7 @@
 """The key moves to another source, and at every moment one of the two opens the envelope."""
 
 import base64
+import errno
 import json
 import multiprocessing
 import os
@@ -14,7 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from service_security import _files
 from service_security._files import locked
+from service_security.cli import main
 from service_security.errors import (
     ConfigurationError,
     IntegrityError,
@@ -31,6 +34,7 @@ from service_security.keys.recovery import RecoveryKey
 from service_security.keys.reseal import change_recovery, lock_beside, reseal
 from service_security.keys.service_keys import open_with, read_envelope
 from service_security.secret_bytes import SecretBytes
+from service_security.store.keys_lock import keys_held
 
 ENVELOPE = Path("data/envelope.json")
 OLD, NEW = "file:old.key", "file:new.key"
@@ -150,7 +154,8 @@ class Fickle:
     def probe(self) -> None:
         """Do nothing."""
 
-    def protect(self) -> WrappingKey:
+    def protect(self, known: Mapping[str, str] | None = None) -> WrappingKey:
+        assert known is None
         return WrappingKey(SecretBytes.copy_of(bytes(range(32))))
 
     def unprotect(self, fields: Mapping[str, str]) -> WrappingKey:
@@ -241,6 +246,97 @@ def test_an_envelope_that_was_edited_is_refused(when: str) -> None:
     with pytest.raises(IntegrityError):
         _reseal(OLD, NEW)
     assert json.loads(ENVELOPE.read_text()) == outer
+
+
+@pytest.mark.parametrize("place", [".envelope.json.new", "envelope.json.next", "records.db-wal"])
+def test_a_key_does_not_move_to_the_place_of_a_file_of_the_services_own(place: str) -> None:
+    _init()
+    before = ENVELOPE.read_bytes()
+    with pytest.raises(ConfigurationError, match="cannot be the key file"):
+        _reseal(OLD, f"file:data/{place}")
+    assert ENVELOPE.read_bytes() == before
+    assert not Path("data", place).exists()
+    _reseal(OLD, "file:data/service.key")  # the control
+
+
+def test_an_envelope_that_was_replaced_on_a_failing_disk_is_not_said_to_be_as_it_was(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    master = _init()
+    sync = _files.sync_folder
+
+    def failing(folder: Path) -> None:
+        if folder == ENVELOPE.parent:
+            raise OSError(errno.EIO, "Input/output error")
+        sync(folder)
+
+    command = ["keys", "reseal", "--data-dir", "data", "--key-source", OLD, "--to", NEW]
+    with monkeypatch.context() as patch:
+        patch.setattr(_files, "sync_folder", failing)
+        assert main(command) == 2
+    said = capsys.readouterr().err
+    assert "was replaced, but after a power failure the old one may be back" in said
+    assert f"It opens with {NEW} now." in said
+    assert _master(NEW) == master
+
+
+def test_control_an_envelope_that_was_not_replaced_is_as_it_was(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    master = _init()
+
+    def failing(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", failing)
+        with pytest.raises(ConfigurationError, match="cannot be replaced"):
+            _reseal(OLD, NEW)
+    assert _master(OLD) == master
+    assert _drafts() == []
+
+
+@posix
+def test_what_root_makes_belongs_to_the_user_of_the_service(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """For ``sudo … keys recovery-phrase``. Of what was there before nothing is given away."""
+    given: list[str] = []
+
+    def noted(descriptor: int, user: int, group: int) -> None:
+        status = ENVELOPE.stat()
+        assert (user, group) == (status.st_uid, status.st_gid)
+        given.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)  # noqa: PTH115
+
+    _init("env:TEST_KEY")
+    monkeypatch.setattr(os, "fchown", noted)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    _reseal("env:TEST_KEY", "passphrase:delivered/phrase")
+    assert given == [], "control: any other user"
+    lock_beside(ENVELOPE).unlink()
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    for _ in range(2):
+        _reseal("passphrase:delivered/phrase", "passphrase:delivered/phrase")
+    assert given == ["envelope.json.lock", ".envelope.json.new", ".envelope.json.new"]
+
+
+@pytest.mark.skipif(
+    sys.platform == "win32" or os.geteuid() != 0, reason="only root gives files away"
+)
+def test_after_root_the_service_still_reads_its_envelope_and_holds_its_lock() -> None:
+    with SecretBytes.generate() as key, SecretBytes.generate() as other:
+        _init("env:TEST_KEY", key)
+        os.chown(ENVELOPE, 65534, 65533)
+        with open_keys(ENVELOPE, "env:TEST_KEY") as keys:
+            change_recovery(ENVELOPE, keys, other)
+    database = Path("data/records.db")
+    database.touch()
+    os.chown(database, 65534, 65533)
+    with keys_held(database):
+        pass
+    for path in (ENVELOPE, lock_beside(ENVELOPE), Path("data/records.db.keys-lock")):
+        assert (path.stat().st_uid, path.stat().st_gid) == (65534, 65533)
+        assert path.stat().st_mode & 0o777 == 0o600
 
 
 def test_an_envelope_that_went_meanwhile_is_not_made_again() -> None:

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from fake_tpm import fuzz
 from service_security.errors import ConfigurationError
-from service_security.keys.tpm import probe
 from service_security.keys.tpm.address import Address, parse_address
+from service_security.keys.tpm.report import probe
 
 
 @pytest.mark.parametrize(
@@ -36,11 +36,20 @@ def test_address_reads_and_writes_back(text: str, address: Address) -> None:
         "unix:/" + "a" * 107,  # one byte more than a socket's address holds
     ],
 )
-def test_what_is_no_address_is_refused_and_shown_harmlessly(text: str) -> None:
+def test_what_is_no_address_is_refused(text: str) -> None:
     with pytest.raises(ConfigurationError, match="is not the address of a TPM") as refused:
         probe(text)
     assert str(refused.value).isascii()
     assert str(refused.value).isprintable()
+
+
+@pytest.mark.parametrize("start", ["", "unix:", "tcp:", "tcp:127.0.0.1:"])
+def test_nothing_of_what_is_no_address_is_shown(start: str) -> None:
+    """It may be a key that was put in the wrong place."""
+    for text in (f"{start}hunter2hunter2", f"tcp:hunter2hunter2:{start}1"):
+        with pytest.raises(ConfigurationError) as refused:
+            parse_address(text)
+        assert "hunter2" not in str(refused.value)
 
 
 @pytest.mark.parametrize(

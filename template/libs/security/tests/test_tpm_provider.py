@@ -11,8 +11,12 @@ import pytest
 
 from fake_tpm import character_device
 from service_security.errors import ConfigurationError, IntegrityError, KeyUnavailableError
+from service_security.keys import KeySource, initialise, open_keys
 from service_security.keys.provider import WrappingKey
-from service_security.keys.tpm import client, errors, probe, transport
+from service_security.keys.recovery import RecoveryKey
+from service_security.keys.reseal import reseal
+from service_security.keys.service_keys import open_with, read_envelope
+from service_security.keys.tpm import client, errors, transport
 from service_security.keys.tpm import provider as provider_module
 from service_security.keys.tpm.address import parse_address
 from service_security.keys.tpm.client import (
@@ -28,7 +32,12 @@ from service_security.keys.tpm.client import (
 )
 from service_security.keys.tpm.pcrs import POLICY_PCR
 from service_security.keys.tpm.provider import TpmProvider
+from service_security.keys.tpm.report import probe
 from service_security.keys.tpm.transport import Transport, open_transport
+from service_security.layout import DataFolder
+from service_security.secret_bytes import SecretBytes
+from service_security.store import SecureDb
+from service_security.store.new_master import change_master
 from software_tpm import (
     PCR,
     ROOT_KEY,
@@ -189,7 +198,96 @@ def test_foreign_key_in_the_place_of_the_root_key_is_not_used(
     assert unprotected(tpm.provider(), fields) == key
 
 
+UNIQUE = "head -c 64 /dev/urandom | tpm2_createprimary -C o -G ecc -u - -c root.ctx"
+ENDORSEMENT = "head -c 64 /dev/zero | tpm2_createprimary -C e -G ecc -u - -c root.ctx"
+
+
+@pytest.mark.parametrize("odd", [UNIQUE, ENDORSEMENT], ids=["another point", "not the owner's"])
+def test_root_key_that_the_tpm_would_not_make_again_is_not_used(tpm: SoftwareTpm, odd: str) -> None:
+    """What is sealed under it would be lost when somebody takes it away."""
+    before = protected(tpm.provider())[1]["srk_name"]
+    tpm.shell(f"{odd} -a '{SYSTEMD}'\n{KEEP}")
+    assert ROOT_KEY in handles(tpm.address, 0x81)
+    key, fields = protected(tpm.provider())
+    assert fields["srk_name"] == before
+    assert tpm.left_behind() == []
+    tpm.tool("evictcontrol", "-C", "o", "-c", "0x81000001")
+    assert unprotected(tpm.provider(), fields) == key
+
+
+def test_with_an_owner_password_the_root_key_that_is_kept_counts(tpm: SoftwareTpm) -> None:
+    """Whether it could be made again cannot be tried."""
+    tpm.shell(f"{UNIQUE} -a '{SYSTEMD}'\n{KEEP}")
+    tpm.tool("changeauth", "-c", "owner", "secret")
+    key, fields = protected(tpm.provider())
+    assert unprotected(tpm.provider(), fields) == key
+
+
 # ------------------------------------------------------------------ another TPM, or none
+
+
+def test_new_key_in_place_of_another_is_sealed_by_the_same_tpm_only(new_tpm: Maker) -> None:
+    one, other = new_tpm(), new_tpm()
+    fields = protected(one.provider())[1]
+    with pytest.raises(errors.OtherTpmError):
+        other.provider().protect(fields)
+    assert other.left_behind() == []
+    other.provider().protect().close()  # the control
+    with one.provider().protect(fields) as again:
+        assert again.fields["srk_name"] == fields["srk_name"]
+
+
+def test_new_key_stays_under_the_root_key_that_is_known(tpm: SoftwareTpm) -> None:
+    """Though another one, as good, is kept there meanwhile."""
+    fields = protected(tpm.provider())[1]
+    tpm.shell(f"{NO_POINT}\n{KEEP}")
+    with tpm.provider().protect(fields) as again:
+        assert again.fields["srk_name"] == fields["srk_name"]
+    with tpm.provider().protect() as first:
+        assert first.fields["srk_name"] != fields["srk_name"]
+
+
+def test_what_is_known_and_damaged_is_refused(shared_tpm: SoftwareTpm) -> None:
+    with pytest.raises(errors.SealedKeyDamagedError):
+        shared_tpm.provider().protect({})
+
+
+def test_envelope_moves_to_another_tpm_with_the_recovery_phrase_only(
+    new_tpm: Maker, tmp_path: Path
+) -> None:
+    """Else whoever gets between program and TPM for one sealing would have the key from then on."""
+    one, other = (f"tpm2:{new_tpm().address}" for _ in range(2))
+    envelope = tmp_path / "data" / "envelope.json"
+    with SecretBytes.generate() as phrase:
+        recovery = SecretBytes.copy_of(phrase.view)
+        initialise(envelope, one, recovery=lambda: recovery, holds_encrypted_data=lambda: False)
+        before = envelope.read_bytes()
+        with open_keys(envelope, one) as keys:
+            with pytest.raises(errors.OtherTpmError, match="recovery phrase"):
+                reseal(envelope, keys, KeySource.parse(other))
+            assert envelope.read_bytes() == before
+            reseal(envelope, keys, KeySource.parse(one))
+        with open_with(read_envelope(envelope), RecoveryKey(phrase)) as keys:
+            reseal(envelope, keys, KeySource.parse(other))
+    open_keys(envelope, other).close()
+
+
+def test_new_master_key_is_sealed_by_the_tpm_of_the_old_one_only(
+    new_tpm: Maker, tmp_path: Path
+) -> None:
+    one, other = (f"tpm2:{new_tpm().address}" for _ in range(2))
+    folder = DataFolder(tmp_path / "data")
+    initialise(folder.envelope, one, holds_encrypted_data=lambda: False)
+    before = folder.envelope.read_bytes()
+    with open_keys(folder.envelope, one) as old:
+        SecureDb.open(folder.database, old.master).close()
+        with pytest.raises(errors.OtherTpmError):
+            change_master(folder, old, KeySource.parse(other), recovery=lambda: None)
+        assert folder.envelope.read_bytes() == before
+        change_master(folder, old, KeySource.parse(one), recovery=lambda: None)
+    with open_keys(folder.envelope, one) as new:
+        SecureDb.open(folder.database, new.master).close()
+        assert new.envelope.slots.keys() == {"tpm2"}
 
 
 def test_key_does_not_open_in_another_tpm(new_tpm: Maker) -> None:
@@ -259,6 +357,22 @@ def test_owner_password_takes_a_root_key_and_the_message_says_how(tpm: SoftwareT
     assert unprotected(tpm.provider(), fields) == key
 
 
+def test_root_key_takes_the_place_of_another_key_as_the_message_says(tpm: SoftwareTpm) -> None:
+    """Often an RSA key is there."""
+    tpm.shell(f"tpm2_createprimary -C o -G rsa -c root.ctx\n{KEEP}")
+    tpm.tool("changeauth", "-c", "owner", "secret")
+    (tpm.folder / "OWNER-PASSWORD").write_text("secret")
+    with pytest.raises(errors.TpmOwnerError, match="find out what uses it") as refused:
+        tpm.provider().probe()
+    assert errors.TAKE_AWAY in str(refused.value)
+    with pytest.raises(AssertionError, match="ERROR"):  # the control
+        tpm.shell(errors.PROVISION)
+    tpm.shell("tpm2_flushcontext -t")
+    tpm.shell(f"{errors.TAKE_AWAY}\n{errors.PROVISION}")
+    tpm.provider().probe()
+    protected(tpm.provider())
+
+
 def test_another_tpm_is_told_as_such_though_it_has_an_owner_password(new_tpm: Maker) -> None:
     one, other = new_tpm(), new_tpm()
     fields = protected(one.provider())[1]
@@ -270,8 +384,11 @@ def test_another_tpm_is_told_as_such_though_it_has_an_owner_password(new_tpm: Ma
 
 def test_root_key_with_a_password_is_told(tpm: SoftwareTpm) -> None:
     tpm.shell(f"{NO_POINT} -p secret\n{KEEP}")
-    with pytest.raises(errors.TpmOwnerError, match=r"root key .* 0x81000001 has a password"):
+    with pytest.raises(
+        errors.TpmOwnerError, match=r"root key .* 0x81000001 has a password"
+    ) as refused:
         tpm.provider().protect()
+    assert f"{errors.TAKE_AWAY}; {errors.PROVISION}" in str(refused.value)
     assert tpm.left_behind() == []
 
 

@@ -7,17 +7,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fake_tpm import ADDRESS, FakeTpm, fuzz, response
-from service_security.keys.tpm import TpmError, TpmReport, framing
+from service_security.keys.tpm import framing
 from service_security.keys.tpm.areas import ROOT_KEY_TEMPLATES, name_of
 from service_security.keys.tpm.client import READ_PUBLIC
 from service_security.keys.tpm.command import describe
 from service_security.keys.tpm.errors import (
     NotATpmError,
+    TpmError,
     TpmFailedError,
     TpmOwnerError,
     TpmUnsuitableError,
 )
 from service_security.keys.tpm.marshalling import sized
+from service_security.keys.tpm.report import TpmReport
 
 
 def test_report_tells_what_the_tpm_tells() -> None:

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from fake_tpm import character_device
-from service_security.keys.tpm import probe
 from service_security.keys.tpm.address import Address, parse_address
 from service_security.keys.tpm.errors import TpmFailedError
 from service_security.keys.tpm.framing import GET_CAPABILITY, PROPERTIES
+from service_security.keys.tpm.report import probe
 from service_security.keys.tpm.transport import execute, open_transport
 from software_tpm import HANDLES, need, tcp_swtpm, unix_swtpm
 

@@ -15,9 +15,11 @@ import pytest
 
 from fake_tpm import FakeTpm, character_device, response
 from service_security.errors import IntegrityError, KeyUnavailableError
-from service_security.keys.tpm import TpmError, errors, probe
+from service_security.keys.tpm import errors
 from service_security.keys.tpm.address import parse_address
+from service_security.keys.tpm.errors import TpmError
 from service_security.keys.tpm.framing import GET_TEST_RESULT
+from service_security.keys.tpm.report import probe
 from service_security.keys.tpm.transport import execute, open_transport
 
 NOBODY = 65534

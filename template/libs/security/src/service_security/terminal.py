@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Final, Self, TextIO
 
 from ._files import sync_folder, write_new
-from .errors import ConfigurationError, KeyUnavailableError, SecurityError, WrongKeyError
+from .errors import ConfigurationError, KeyUnavailableError
 from .keys.derivation import KEY_BYTES
 from .keys.key_file import read_secret
 from .keys.provider import KEY_FILE
-from .keys.recovery import WORDS, RecoveryKey, key_of, phrase_of
-from .keys.service_keys import envelope_is_there, open_with, read_envelope
+from .keys.recovery import WORDS, key_of, may_open, phrase_of
 from .secret_bytes import SecretBytes
 
 _ASKED_BACK: Final = 3
@@ -61,7 +60,7 @@ class NewPhrase:
         if self._key is None:
             return
         with self._key as key:
-            if any(_may_open(path, key) for path in self._envelopes):
+            if any(may_open(path, key) for path in self._envelopes):
                 return
         if self._file:
             said = f"{self._file} is removed again: that phrase opens nothing."
@@ -148,19 +147,6 @@ def ask_passphrase(new: bool) -> str:
     if new and _input("The same again: ", ask=getpass.getpass) != passphrase:
         raise ConfigurationError("The two passphrases differ. Nothing was changed.")
     return passphrase
-
-
-def _may_open(envelope: Path, key: SecretBytes) -> bool:
-    """Tell whether a phrase opens an envelope; True if that cannot be told now."""
-    try:
-        if not envelope_is_there(envelope):
-            return False
-        open_with(read_envelope(envelope), RecoveryKey(key)).close()
-    except (WrongKeyError, ConfigurationError):  # another phrase, or no slot for one
-        return False
-    except SecurityError:
-        return True
-    return True
 
 
 def _write_phrase(file: Path, words: list[str]) -> None:

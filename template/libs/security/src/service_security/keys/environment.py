@@ -34,13 +34,14 @@ class EnvironmentKey:
         """See that the variable holds a key."""
         self.protect().close()
 
-    def protect(self) -> WrappingKey:
+    def protect(self, known: Mapping[str, str] | None = None) -> WrappingKey:
         """Return the key in the variable.
 
         Raises:
             KeyUnavailableError: The variable is not set.
             ConfigurationError: It does not hold 32 bytes in base64.
         """
+        del known
         # No frame of a traceback below has the text among its variables.
         if not os.environ.get(self.name):
             raise KeyUnavailableError(

@@ -7,7 +7,6 @@ and no file is ever replaced. Two processes that run at once end with one key an
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from os.path import realpath
 from pathlib import Path
 
 from .._files import create_whole, held, make_private_folder
@@ -15,9 +14,9 @@ from ..errors import ConfigurationError, KeyUnavailableError, SecurityError
 from ..secret_bytes import SecretBytes
 from .derivation import KEY_BYTES
 from .envelope import Envelope
-from .key_file import KeyFile
+from .key_file import refuse_own_place
 from .provider import RECOVERY, KeyProvider
-from .recovery import RecoveryKey
+from .recovery import RecoveryKey, may_open
 from .service_keys import envelope_is_there, next_envelope, open_keys
 from .source import KeySource, key_source
 
@@ -56,9 +55,9 @@ def initialise(
             here and now. It never falls back afterwards.
         recovery: Returns the recovery key of a phrase that somebody has written down; closed here.
             Called once it is known that a key will be made, before anything is. Whatever fails
-            after that says that the phrase opens nothing.
+            after that says whether the phrase is to be destroyed or kept.
         holds_encrypted_data: Tells whether data would be lost with a new key. It must answer
-            True, or raise, when it cannot know.
+            True, or raise, when it cannot know. Asked again right before the envelope is made.
 
     Raises:
         ConfigurationError: Encrypted data without an envelope, a source that is set up wrongly,
@@ -74,41 +73,55 @@ def initialise(
     if envelope_is_there(envelope) or envelope_is_there(next_envelope(envelope)):
         return _as_it_is(envelope, source)
     for provider in source.providers:
-        if isinstance(provider, KeyFile) and realpath(provider.path) == realpath(envelope):
-            raise ConfigurationError(
-                f"{envelope} cannot be the key file: it is the envelope's place."
-            )
-    if holds_encrypted_data():
-        raise ConfigurationError(
-            f"There is encrypted data beside {envelope}, but no envelope. A new key could not read "
-            "that data. Put the envelope back from the backup; nothing was changed."
-        )
+        refuse_own_place(provider, envelope)
+    _refuse_data(envelope, holds_encrypted_data)
     chosen, passed_over = _first_available(source)
     recovery_key = recovery()
     if recovery_key is None:
-        created = _create(envelope, chosen, None)
+        created = _create(envelope, chosen, None, holds_encrypted_data)
     else:
         with recovery_key:
             try:
-                created = _create(envelope, chosen, recovery_key)
+                created = _create(envelope, chosen, recovery_key, holds_encrypted_data)
                 if not created:
                     raise ConfigurationError(f"Another command made {envelope} meanwhile.")
             except SecurityError as error:
-                error.args = (
-                    f"{error} The recovery phrase of this run opens nothing: destroy it.",
+                phrase = (
+                    "Keep the recovery phrase of this run until init has run again: the envelope "
+                    "may be there after all, and open with it."
+                    if may_open(envelope, recovery_key)
+                    else "The recovery phrase of this run opens nothing: destroy it."
                 )
+                error.args = (f"{error} {phrase}",)
                 raise
     found = _as_it_is(envelope, source)  # proves what is on disk now
     return Initialised(created, found.provider, passed_over, found.has_recovery)
 
 
-def _create(envelope: Path, provider: KeyProvider, recovery: SecretBytes | None) -> bool:
+def _refuse_data(envelope: Path, holds_encrypted_data: Callable[[], bool]) -> None:
+    if holds_encrypted_data():
+        raise ConfigurationError(
+            f"There is encrypted data beside {envelope}, but no envelope. A new key could not read "
+            "that data. Put the envelope back from the backup; no envelope was made."
+        )
+
+
+def _create(
+    envelope: Path,
+    provider: KeyProvider,
+    recovery: SecretBytes | None,
+    holds_encrypted_data: Callable[[], bool],
+) -> bool:
     make_private_folder(envelope.parent)
     with ExitStack() as opened:
         keys = {provider.slot_type: opened.enter_context(provider.protect())}
         if recovery:
             keys[RECOVERY] = opened.enter_context(RecoveryKey(recovery).protect())
         opened.enter_context(held(envelope.parent, wait=True))
+        if envelope_is_there(envelope):
+            return False
+        # Again: it may have come while a person wrote the phrase down, from a backup for instance.
+        _refuse_data(envelope, holds_encrypted_data)
         master = opened.enter_context(SecretBytes.generate(KEY_BYTES))
         return create_whole(envelope, Envelope.create(master, keys).to_json())
 

@@ -14,13 +14,15 @@ import shlex
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
+from os.path import realpath
 from pathlib import Path
 
 from .._files import create_whole, exists, held, make_private_folder, remove_draft
 from ..errors import ConfigurationError, KeyUnavailableError
+from ..layout import DataFolder
 from ..secret_bytes import SecretBytes
 from .derivation import KEY_BYTES
-from .provider import CONTAINER_SECRET, KEY_FILE, WrappingKey
+from .provider import CONTAINER_SECRET, KEY_FILE, KeyProvider, WrappingKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,18 +45,19 @@ class KeyFile:
             if exists(self.path):
                 read_key(self.path, KEY_FILE).close()
                 return
+            folder = self.path.absolute().parent
+            while not folder.exists():
+                folder = folder.parent
+            is_folder = folder.is_dir()
         except OSError as error:
             raise _unreadable(self.path, error) from error
-        folder = self.path.absolute().parent
-        while not folder.exists():
-            folder = folder.parent
-        if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        if not is_folder or not os.access(folder, os.W_OK | os.X_OK):
             raise KeyUnavailableError(
                 f"The key file {self.path} cannot be made: {folder} cannot be written by user "
                 f"{os.geteuid() if hasattr(os, 'geteuid') else ''}. Check its owner and mode."
             )
 
-    def protect(self) -> WrappingKey:
+    def protect(self, known: Mapping[str, str] | None = None) -> WrappingKey:
         """Return the key in the file, which is made first if there is none.
 
         Raises:
@@ -62,6 +65,7 @@ class KeyFile:
             ConfigurationError: It has a wrong mode, owner or length, or cannot be made.
             StoreUnavailableError: Its folder cannot be opened.
         """
+        del known
         make_private_folder(self.path.parent)
         with held(self.path.parent, wait=True):
             try:
@@ -106,19 +110,42 @@ class ContainerSecret:
         """See that the file can be read."""
         read_key(self.path, CONTAINER_SECRET).close()
 
-    def protect(self) -> WrappingKey:
+    def protect(self, known: Mapping[str, str] | None = None) -> WrappingKey:
         """Return the key in the file.
 
         Raises:
             KeyUnavailableError: The file is missing or cannot be read.
             ConfigurationError: Others may write it, or it does not hold a key.
         """
+        del known
         return WrappingKey(read_key(self.path, CONTAINER_SECRET))
 
     def unprotect(self, fields: Mapping[str, str]) -> WrappingKey:
         """Return the key in the file, as ``protect`` does."""
         del fields
         return self.protect()
+
+
+def refuse_own_place(provider: KeyProvider, envelope: Path) -> None:
+    """Refuse a key file where this library keeps, or makes and removes, files of its own.
+
+    Args:
+        provider: Any; only a key file has a place that could be one.
+        envelope: The envelope of the service.
+
+    Raises:
+        ConfigurationError: The key file would be one of them.
+    """
+    if not isinstance(provider, KeyFile):
+        return
+    names = (envelope.name, DataFolder(envelope.parent).database.name)
+    for given in (provider.path, Path(realpath(provider.path))):
+        is_own_name = given.name.lstrip(".").startswith(names)
+        if is_own_name and realpath(given.parent) == realpath(envelope.parent):
+            raise ConfigurationError(
+                f"{provider.path} cannot be the key file: in {envelope.parent}, names that begin "
+                f"with {' or '.join(names)} are those of the service's own files."
+            )
 
 
 def read_key(path: Path, slot_type: str) -> SecretBytes:
@@ -211,7 +238,10 @@ def _check_owner_and_mode(path: Path, status: os.stat_result, slot_type: str) ->
             "known to them."
         )
     if status.st_uid not in (os.geteuid(), 0):
+        advice = f"Run: chown {os.geteuid()} {shlex.quote(str(path))}"
+        if os.geteuid() == 0:  # which would lock the service out
+            advice = f"Run the command as that user: sudo -u '#{status.st_uid}' COMMAND"
         raise ConfigurationError(
             f"The key file {path} belongs to user {status.st_uid}, and the service runs as "
-            f"{os.geteuid()}. Run: chown {os.geteuid()} {shlex.quote(str(path))}"
+            f"{os.geteuid()}. {advice}"
         )

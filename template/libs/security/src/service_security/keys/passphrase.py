@@ -82,7 +82,7 @@ class Passphrase:
         if self.path:
             self._passphrase(new=True).close()
 
-    def protect(self) -> WrappingKey:
+    def protect(self, known: Mapping[str, str] | None = None) -> WrappingKey:
         """Return a key made of the passphrase and a fresh salt.
 
         Raises:
@@ -90,6 +90,7 @@ class Passphrase:
                 there is too little memory.
             ConfigurationError: The passphrase is too short or too long, or no text.
         """
+        del known
         salt = os.urandom(_SALT)
         with self._passphrase(new=True) as passphrase:
             return _stretched(passphrase, self.profile, salt)
@@ -120,7 +121,7 @@ class Passphrase:
             # A lone surrogate, which a terminal may give, is refused as what is no text is.
             typed = bytearray(self.ask(new).encode(errors="surrogatepass"))
             return _checked(typed, "That passphrase", new=new)
-        limit = _MAX_BYTES + len(b"\r\n")
+        limit = _MAX_BYTES + len(b"\r\n") + 1  # a longer file is refused and not cut
         with read_secret(self.path, CONTAINER_SECRET, limit) as contents, contents.view as view:
             return _checked(bytearray(view), f"The passphrase in {self.path}", new=new)
 
@@ -133,7 +134,9 @@ def _checked(data: bytearray, name: str, *, new: bool) -> SecretBytes:
     try:
         if data.endswith(b"\n"):
             del data[-2 if data.endswith(b"\r\n") else -1 :]
-        characters = len(data) if data.isascii() else _normalised(data, name)
+        characters = len(data) if data.isascii() else _normalised(data)
+        if characters is None:
+            raise ConfigurationError(f"{name} is not UTF-8 text. Put the right one there.")
         if not data or len(data) > _MAX_BYTES or (new and characters < MIN_CHARACTERS):
             raise ConfigurationError(
                 f"{name} is too short or too long: a new one has {MIN_CHARACTERS} characters at "
@@ -145,15 +148,17 @@ def _checked(data: bytearray, name: str, *, new: bool) -> SecretBytes:
         data[:] = bytes(len(data))
 
 
-def _normalised(data: bytearray, name: str) -> int:
-    """Bring UTF-8 into NFC in its place, and return the number of characters."""
+def _normalised(data: bytearray) -> int | None:
+    """Bring UTF-8 into NFC in its place, and return the number of characters; None for no UTF-8.
+
+    Nothing is raised where the text, or an error that holds it, could be found in a traceback.
+    """
     try:
         text = unicodedata.normalize("NFC", data.decode())
-        data[:] = text.encode()
-        return len(text)
-    except UnicodeDecodeError as error:
-        error.object = b""  # the passphrase
-        raise ConfigurationError(f"{name} is not UTF-8 text. Put the right one there.") from None
+    except UnicodeDecodeError:
+        return None
+    data[:] = text.encode()
+    return len(text)
 
 
 def _stretched(passphrase: SecretBytes, profile: str, salt: bytes) -> WrappingKey:

@@ -64,8 +64,12 @@ class KeyProvider(Protocol):
             ConfigurationError: It is set up wrongly.
         """
 
-    def protect(self) -> WrappingKey:
+    def protect(self, known: Mapping[str, str] | None = None) -> WrappingKey:
         """Return a wrapping key for a new slot: made here, or delivered.
+
+        Args:
+            known: The members of the slot that the new one takes the place of, if the envelope has
+                been opened by it. What they say of the place is not trusted anew.
 
         Raises:
             KeyUnavailableError: There is none to be had.

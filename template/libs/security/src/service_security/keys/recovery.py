@@ -20,10 +20,11 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
-from ..errors import ConfigurationError
+from ..errors import ConfigurationError, SecurityError, WrongKeyError
 from ..secret_bytes import SecretBytes
 from .derivation import KEY_BYTES
 from .provider import RECOVERY, WrappingKey
+from .service_keys import envelope_is_there, open_with, read_envelope
 
 WORDS: Final = 24
 _PREFIX: Final = 4
@@ -47,8 +48,9 @@ class RecoveryKey:
     def probe(self) -> None:
         """Do nothing: what it takes is there."""
 
-    def protect(self) -> WrappingKey:
+    def protect(self, known: Mapping[str, str] | None = None) -> WrappingKey:
         """Return a copy of the key."""
+        del known
         with self.key.view as view:
             return WrappingKey(SecretBytes.copy_of(view))
 
@@ -78,16 +80,38 @@ def key_of(phrase: str) -> SecretBytes:
         ConfigurationError: It is not 24 words of the list, or their checksum is wrong. The message
             repeats none of them.
     """
+    found = _decoded(phrase)
+    if isinstance(found, str):
+        del phrase  # no frame of a traceback has a word among its variables
+        raise ConfigurationError(found)
+    return found
+
+
+def may_open(envelope: Path, key: SecretBytes) -> bool:
+    """Tell whether a recovery key opens an envelope, or whether that cannot be told now."""
+    try:
+        if not envelope_is_there(envelope):
+            return False
+        open_with(read_envelope(envelope), RecoveryKey(key)).close()
+    except (WrongKeyError, ConfigurationError):  # of another phrase, or of none
+        return False
+    except SecurityError:
+        return True
+    return True
+
+
+def _decoded(phrase: str) -> SecretBytes | str:
+    """Return the key of a phrase, or a sentence on what is wrong with it."""
     typed = re.findall(r"[a-z]+", phrase.lower())
     if len(typed) != WORDS:
-        raise ConfigurationError(
+        return (
             f"A recovery phrase has {WORDS} words; there are {len(typed)} here. Type them in their "
             "order, with spaces between them."
         )
     numbers = _numbers()
     unknown = [place for place, word in enumerate(typed, 1) if word not in numbers]
     if unknown:
-        raise ConfigurationError(
+        return (
             f"Of the recovery phrase, these words are not in the list: "
             f"{', '.join(f'number {place}' for place in unknown)}. Look at how they are written."
         )
@@ -101,7 +125,7 @@ def key_of(phrase: str) -> SecretBytes:
         fits = hmac.compare_digest(hashlib.sha256(view).digest()[:1], bytes([number & 0xFF]))
     if not fits:
         key.close()
-        raise ConfigurationError(
+        return (
             "A word of the recovery phrase is wrong or in the wrong place: the words do not fit "
             "together. Compare each with what was written down."
         )

@@ -8,10 +8,11 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Final
 
-from .._files import locked, replace_whole
+from .._files import ReplacedError, locked, replace_whole
 from ..errors import ConfigurationError, IntegrityError, WrongKeyError
 from ..secret_bytes import SecretBytes
 from .envelope import Envelope
+from .key_file import refuse_own_place
 from .provider import RECOVERY, KeyProvider, WrappingKey
 from .recovery import RecoveryKey
 from .service_keys import ServiceKeys, open_with, read_envelope
@@ -35,16 +36,19 @@ def reseal(envelope: Path, keys: ServiceKeys, to: KeySource) -> KeyProvider:
 
     Raises:
         ConfigurationError: ``to`` is a list or set up wrongly, or the folder cannot be written.
-        KeyUnavailableError: ``to`` can give no key.
+        KeyUnavailableError: ``to`` can give no key; or it is another TPM than the one that the key
+            is in now, which only the recovery phrase can move it to.
         WrongKeyError: ``to`` gave another key when the new slot was opened. Nothing is changed.
         StoreUnavailableError: Another command is changing the keys.
+        ReplacedError: It is done, but may not be on the disk yet.
     """
     if len(to.providers) != 1:
         raise ConfigurationError(
             f"The key can be moved to one source only, and {to} is a list. Name the one."
         )
     provider = to.providers[0]
-    with provider.protect() as wrapping:
+    refuse_own_place(provider, envelope)
+    with provider.protect(keys.known_fields(provider.slot_type)) as wrapping:
         _replace(envelope, keys, {provider.slot_type: wrapping}, keep=(RECOVERY,), prove=provider)
     return provider
 
@@ -60,6 +64,7 @@ def change_recovery(envelope: Path, keys: ServiceKeys, recovery: SecretBytes) ->
     Raises:
         ConfigurationError: The folder cannot be written.
         StoreUnavailableError: Another command is changing the keys.
+        ReplacedError: It is done, but may not be on the disk yet.
     """
     provider = RecoveryKey(recovery)
     with provider.protect() as wrapping:
@@ -98,4 +103,8 @@ def _replace(
                 f"{path} was changed by another command meanwhile. Run the command again."
             )
         changed = keys.envelope.with_slots(keys.master, new, keep=keep)
-        replace_whole(path, changed.to_json(), check)
+        try:
+            replace_whole(path, changed.to_json(), check)
+        except ReplacedError as error:
+            error.args = (f"{error} It opens with {prove} now.",)
+            raise

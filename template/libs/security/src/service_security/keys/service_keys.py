@@ -1,5 +1,8 @@
 """Opens the master key of a service: its envelope, by the source that the settings name."""
 
+import os
+import stat
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
@@ -51,6 +54,15 @@ class ServiceKeys:
         if self.recovery:
             keys[RECOVERY] = self.recovery
         return keys
+
+    def known_fields(self, slot_type: str) -> Mapping[str, str] | None:
+        """Return the members of a slot that these keys vouch for, as ``protect`` wants them.
+
+        None if there is no such slot; and with the recovery phrase, which is for when the place of
+        the slot is lost.
+        """
+        slot = self.envelope.slots.get(slot_type)
+        return slot.fields if slot and self.provider.slot_type != RECOVERY else None
 
     def close(self) -> None:
         """Wipe every key."""
@@ -167,7 +179,11 @@ def read_envelope(path: Path) -> Envelope:
         UnsupportedFormatError: Another version of the library wrote it.
     """
     try:
-        with path.open("rb") as file:
+        # A pipe is not waited for.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with open(descriptor, "rb") as file:  # noqa: PTH123 - a descriptor
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise KeyUnavailableError(f"{path} is no regular file, so no key envelope.")
             text = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise KeyUnavailableError(

@@ -81,13 +81,11 @@ class KeySource:
             ConfigurationError: It names none, two of one kind, or one whose pieces are not
                 installed. The message shows nothing of it.
         """
-        providers = tuple(_provider(part.strip(), options) for part in text.split(","))
-        if len({provider.slot_type for provider in providers}) < len(providers):
-            # The envelope records the kind that was taken, which has to say which one it was.
-            raise ConfigurationError(
-                f"{SETTING} names two sources of one kind. In a list each is of another kind."
-            )
-        return cls(text, providers)
+        found = _providers(text, options)
+        if isinstance(found, str):
+            del text  # no frame of a traceback below here has it among its variables
+            raise ConfigurationError(found)
+        return cls(text, found)
 
 
 def key_source(source: KeySource | str) -> KeySource:
@@ -97,6 +95,18 @@ def key_source(source: KeySource | str) -> KeySource:
         ConfigurationError: The text names none.
     """
     return source if isinstance(source, KeySource) else KeySource.parse(source)
+
+
+def _providers(text: str, options: ProviderOptions) -> tuple[KeyProvider, ...] | str:
+    """Return what a text names, or a sentence on what is wrong with it."""
+    try:
+        providers = tuple(_provider(part.strip(), options) for part in text.split(","))
+    except ConfigurationError as error:
+        return str(error)
+    if len({provider.slot_type for provider in providers}) < len(providers):
+        # The envelope records the kind that was taken, which has to say which one it was.
+        return f"{SETTING} names two sources of one kind. In a list each is of another kind."
+    return providers
 
 
 def _provider(text: str, options: ProviderOptions) -> KeyProvider:
@@ -121,7 +131,7 @@ def _provider(text: str, options: ProviderOptions) -> KeyProvider:
                     options.profile or passphrase.DEFAULT_PROFILE,
                 )
             )
-        case "tpm2" if named or not colon:
+        case "tpm2" if not colon or (named and rest.startswith(("/", "unix:/", "tcp:"))):
             if not _HAS_TPM:
                 raise ConfigurationError(
                     "This service has no TPM pieces. Add them with `uv run just update --data "
@@ -141,8 +151,12 @@ def _provider(text: str, options: ProviderOptions) -> KeyProvider:
     )
 
 
-_IS_NO_PLACE: Final = re.compile(r"[\x00-\x1f\x7f]|\A(?:[0-9A-Fa-f]{64}|[A-Za-z0-9+/_-]{43}=)\Z")
-"""Control characters; and 32 bytes as people write them, in hexadecimal digits or base64."""
+_IS_NO_PLACE: Final = re.compile(
+    r"[\x00-\x1f\x7f]"
+    r"|\A\s*(?:[0-9A-Fa-f]{64}|[A-Za-z0-9+/_-]{43}=|[A-Za-z0-9+_-]{43})\s*\Z"
+)
+"""Control characters; and 32 bytes as people write them: in hexadecimal digits, in base64, or in
+base64 without its padding, where a ``/`` is taken for a path's."""
 
 _VARIABLE: Final = re.compile(r"[A-Z_][A-Z0-9_]{0,39}")
 """A name as POSIX has them (IEEE 1003.1, 8.1), too short to be a key."""

@@ -3,6 +3,7 @@
 Both kinds have one name, ``records.db``, and are told apart by their tables.
 """
 
+import stat
 from contextlib import closing
 from enum import Enum
 from pathlib import Path
@@ -40,7 +41,15 @@ def kind_of(database: Path) -> Kind:
     """
     with translated(database):
         refuse_lone_log(database)
-        if not exists(database) or database.stat().st_size == 0:
+        if not exists(database):
+            return Kind.NONE
+        status = database.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise IntegrityError(
+                f"{database} is no regular file, so that it holds no records. Put the database "
+                "there, or take it away."
+            )
+        if status.st_size == 0:
             return Kind.NONE
         try:
             tables = _tables(database, apsw.SQLITE_OPEN_READONLY)
@@ -54,16 +63,22 @@ def kind_of(database: Path) -> Kind:
 def refuse_lone_log(database: Path) -> None:
     """Refuse a log without its database: SQLite would play it into whatever comes next.
 
+    Beside a database of no bytes SQLite would throw it away.
+
     Raises:
-        IntegrityError: There is a ``-wal`` or ``-journal`` and no database.
+        IntegrityError: There is a ``-wal`` or ``-journal`` and no database, or one of no bytes.
         OSError: It cannot be told.
     """
     for suffix in ("-wal", "-journal"):
         log = database.with_name(database.name + suffix)
-        if exists(log) and log.stat().st_size and not exists(database):
+        if not exists(log) or not log.stat().st_size:
+            continue
+        if not exists(database) or database.stat().st_size == 0:
+            is_empty = ", which is empty" if exists(database) else ""
             raise IntegrityError(
-                f"{log} is there without {database}, and may hold records that are nowhere else. "
-                "Put the database back beside it; remove the log only if you know it is worthless."
+                f"{log} is there without {database}{is_empty}, and may hold records that are "
+                "nowhere else. Put the database back beside it; remove the log only if you know it "
+                "is worthless."
             )
 
 

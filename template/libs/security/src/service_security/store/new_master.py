@@ -28,6 +28,7 @@ from ..errors import (
 )
 from ..keys.derivation import KEY_BYTES
 from ..keys.envelope import Envelope
+from ..keys.key_file import refuse_own_place
 from ..keys.provider import RECOVERY, KeyProvider, WrappingKey
 from ..keys.recovery import RecoveryKey
 from ..keys.reseal import BUSY, lock_beside
@@ -110,6 +111,7 @@ def change_master(
             f"A master key is sealed by one source only, and {to} is a list. Name the one."
         )
     provider, change = to.providers[0], _Change(folder, old, tuple(also), on_step)
+    refuse_own_place(provider, folder.envelope)
     with ExitStack() as opened:
         with change.alone():
             if envelope_is_there(change.next):
@@ -117,8 +119,9 @@ def change_master(
                 on_step("resumed", change.next)
                 return change.finish(new, resumed=True)
             change.find(old.master)
+        known = old.known_fields(provider.slot_type)
         # Not while the folder is held: a person takes time, and a key file may belong into it.
-        keys = {provider.slot_type: opened.enter_context(provider.protect())}
+        keys = {provider.slot_type: opened.enter_context(provider.protect(known))}
         if key := recovery():
             opened.callback(key.close)
             keys[RECOVERY] = opened.enter_context(RecoveryKey(key).protect())

@@ -4,8 +4,14 @@ Each module uses those before it: errors, address, marshalling, framing, transpo
 session, client, root_key, report, slot, provider, command.
 """
 
-from .command import add_command
-from .errors import TpmError
-from .report import TpmReport, probe
+from typing import TYPE_CHECKING
 
-__all__ = ["TpmError", "TpmReport", "add_command", "probe"]
+if TYPE_CHECKING:
+    import argparse
+
+
+def add_command(subcommands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Register the command ``tpm``. A service that only opens its key does not import it."""
+    from . import command
+
+    command.add_command(subcommands)

@@ -43,7 +43,7 @@ def parse_address(text: str) -> Address:
             between is the TPM.
     """
     kind, _, place = text.partition(":")
-    if text.isprintable():  # so that it can stand in a message
+    if text.isprintable():  # so that it can stand in later messages
         if text.startswith("/"):
             return Address("device", text)
         if kind == "unix" and place.startswith("/") and len(os.fsencode(place)) <= _MAX_PATH:
@@ -52,9 +52,9 @@ def parse_address(text: str) -> Address:
         if kind == "tcp" and re.fullmatch("[1-9][0-9]{0,4}", port) and int(port) < 65536:
             return Address("tcp", _loopback(host), int(port))
     raise ConfigurationError(
-        f"{text[:120]!a} is not the address of a TPM. It has to be a device like /dev/tpmrm0, or a "
-        "software TPM like unix:/run/swtpm/socket or tcp:127.0.0.1:2321; in SERVICE_KEY_SOURCE, "
-        "tpm2: goes before it."
+        "That is not the address of a TPM. It has to be a device like /dev/tpmrm0, or a software "
+        "TPM like unix:/run/swtpm/socket or tcp:127.0.0.1:2321; in SERVICE_KEY_SOURCE, tpm2: goes "
+        "before it. What was given is not shown here, for it may be a key."
     )
 
 
@@ -64,6 +64,6 @@ def _loopback(host: str) -> str:
         if ip.is_loopback:
             return str(ip)
     raise ConfigurationError(
-        f"A TPM is not spoken to over a network, and {host!a} is not a loopback address: its "
-        "commands are not authenticated. Use 127.0.0.1, a UNIX socket or the device."
+        "A TPM is not spoken to over a network, and that is not a loopback address: its commands "
+        "are not authenticated. Use 127.0.0.1, a UNIX socket or the device."
     )

@@ -348,6 +348,6 @@ def _explained(code: int, error: errors.TpmRefusedError) -> errors.TpmError:
         )
     return errors.TpmOwnerError(
         "The root key that the TPM keeps at 0x81000001 has a password, or what is sent is changed "
-        "on its way. Have the TPM's owner put a root key without a password there: "
-        + errors.PROVISION
+        "on its way. Have the TPM's owner find out what uses it, then put a root key without a "
+        f"password there: {errors.TAKE_AWAY}; {errors.PROVISION}"
     )

@@ -102,12 +102,21 @@ PROVISION: Final = (
 )
 """How the owner of a TPM puts the root key there for good."""
 
+TAKE_AWAY: Final = "tpm2_evictcontrol -C o -P file:OWNER-PASSWORD -c 0x81000001"
+"""How the owner takes away what is kept there."""
+
+OCCUPIED: Final = (
+    ". If another key is at 0x81000001, find out what uses it, then take it away first: "
+    + TAKE_AWAY
+)
+"""What comes first where another key is in the place."""
+
 
 def owner_password() -> TpmOwnerError:
     """Return the error about an owner's password, where there is no root key to do without it."""
     return TpmOwnerError(
         "The TPM's owner has set a password, and it holds no root key that could be used without "
-        f"it. Have the owner put one there, with the password in a file: {PROVISION}"
+        f"it. Have the owner put one there, with the password in a file: {PROVISION}{OCCUPIED}"
     )
 
 

@@ -16,7 +16,6 @@ from . import errors
 from .address import DEFAULT_ADDRESS, parse_address
 from .client import Client, RootKey
 from .pcrs import PcrSelection
-from .report import ask
 from .root_key import any_root_key, root_key_named
 from .session import Session
 from .slot import SealedKey
@@ -54,22 +53,32 @@ class TpmProvider:
             TpmError: It could not; its subclass says why.
             ConfigurationError: The key is to be bound to PCRs that nothing is measured into.
         """
+        from .report import ask  # opening a key goes without
+
         with open_transport(self._address, timeout=TIMEOUT) as transport:
             if obstacle := ask(transport, self._address).obstacle:
                 raise obstacle
             if self._pcrs:
                 self._pcrs.policy(Client(transport).read_pcrs(self._pcrs))
 
-    def protect(self) -> WrappingKey:
+    def protect(self, known: Mapping[str, str] | None = None) -> WrappingKey:
         """Return a new key that the TPM holds, as it came back out of it.
 
+        Args:
+            known: The members of a slot of this TPM that has been opened. The new key is sealed
+                under its root key then. Without them whatever answers is taken for the TPM, which
+                is for a first key, and after a recovery.
+
         Raises:
+            SealedKeyDamagedError: ``known`` is not what `protect` returned.
+            OtherTpmError: ``known`` is of another TPM, or this one was cleared.
             TpmError: The TPM cannot hold one now; its subclass says why.
             ConfigurationError: The key is to be bound to PCRs that nothing is measured into.
         """
+        name = SealedKey.parse(known).root_key_name if known is not None else None
         with (
             self._client() as client,
-            any_root_key(client) as root_key,
+            root_key_named(client, name) if name else any_root_key(client) as root_key,
             client.session(root_key) as session,
         ):
             policy = self._pcrs.policy(client.read_pcrs(self._pcrs)) if self._pcrs else b""

@@ -19,15 +19,30 @@ HANDLE: Final = 0x81000001
 def any_root_key(client: Client) -> Iterator[RootKey]:
     """Give the root key to seal under.
 
+    A kept one that the TPM would not make again is left alone: what is sealed under it would be
+    lost when somebody takes it away.
+
     Raises:
         TpmOwnerError: None is kept, and to make it takes the owner's password.
-        TpmUnsuitableError: None is kept, and the owner hierarchy is switched off.
+        TpmUnsuitableError: The owner hierarchy is switched off.
     """
-    if kept := client.root_key_at(HANDLE):
+    kept = client.root_key_at(HANDLE)
+    if kept and _can_be_made_again(client, kept):
         yield kept
         return
     with client.root_key(ROOT_KEY_TEMPLATES[0]) as made:
         yield made
+
+
+def _can_be_made_again(client: Client, kept: RootKey) -> bool:
+    try:
+        for template in ROOT_KEY_TEMPLATES:
+            with client.root_key(template) as made:
+                if made.name == kept.name:
+                    return True
+    except errors.TpmOwnerError:  # that cannot be tried; the owner has put it there
+        return True
+    return False
 
 
 @contextmanager
