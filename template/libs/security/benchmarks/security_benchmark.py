@@ -27,6 +27,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from .rotation import measure_rotation
+from .start import measure_start
 from .store_measures import LARGE, QUICK, Benchmark, Plan
 from .store_report import Place, as_json, as_table
 
@@ -87,6 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def work(plan: Plan, scratch: Path) -> Benchmark:
         benchmark = Benchmark(plan, scratch)
         benchmark.run()
+        benchmark.results += measure_start(scratch / "start", rounds=3 * plan.rounds)
         benchmark.results += measure_rotation(
             scratch / "rotation", records=2 * plan.records, rounds=min(plan.rounds, 5)
         )

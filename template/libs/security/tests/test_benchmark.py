@@ -78,7 +78,10 @@ def test_a_run_tells_the_same_to_people_and_programs(
     judged = {(entry["measure"], entry["against"]) for entry in results if entry["bar"] is not None}
     without = set() if Path("/proc/self/status").exists() else {MEMORY, MEMORY_LARGE}
     rotations = {(f"rotation, {situation}", TWIN) for situation in SITUATIONS[1:]}
-    assert judged == {key[:2] for key in BARS if key[0] not in without} | rotations
+    starts = {
+        (f"process start to open store, {source}", TWIN) for source in ("file", "secret", "env")
+    }
+    assert judged == {key[:2] for key in BARS if key[0] not in without} | rotations | starts
 
 
 # Bars and the report
