@@ -71,6 +71,7 @@ HARDENED_ONLY = """
     libs/security/benchmarks/rotation_worker.py
     libs/security/benchmarks/security_benchmark.py
     libs/security/benchmarks/slow_disk.py
+    libs/security/benchmarks/start.py
     libs/security/benchmarks/store_driver.py
     libs/security/benchmarks/store_measures.py
     libs/security/benchmarks/store_report.py
@@ -193,6 +194,7 @@ HARDENED_ONLY = """
     libs/security/tests/test_envelope.py
     libs/security/tests/test_environment_key.py
     libs/security/tests/test_field.py
+    libs/security/tests/test_fork.py
     libs/security/tests/test_format.py
     libs/security/tests/test_group_commit.py
     libs/security/tests/test_initialise.py
@@ -215,8 +217,10 @@ HARDENED_ONLY = """
     libs/security/tests/test_rotation.py
     libs/security/tests/test_rotation_benchmark.py
     libs/security/tests/test_rotation_crash.py
+    libs/security/tests/test_rotation_damage.py
     libs/security/tests/test_rotation_destruction.py
     libs/security/tests/test_rotation_guide.py
+    libs/security/tests/test_rotation_load.py
     libs/security/tests/test_rotation_states.py
     libs/security/tests/test_sealed_box.py
     libs/security/tests/test_secret_bytes.py

@@ -11,8 +11,8 @@ import pytest
 
 from benchmarks import security_benchmark, store_driver
 from benchmarks.rotation import SITUATIONS
-from benchmarks.start import BARE
 from benchmarks.security_benchmark import main
+from benchmarks.start import BARE
 from benchmarks.store_driver import TOP, Contest, Side, WorkerError, WorkerProcess, own_side
 from benchmarks.store_measures import (
     BARS,

@@ -524,7 +524,7 @@ def test_no_key_retires_while_records_are_out_of_reach(
         patch.setattr(
             key_validation,
             "rows_behind",
-            lambda *given: [row for row in rows_behind(*given) if row[0] != 4],
+            lambda *given, size: [row for row in rows_behind(*given, size=size) if row[0] != 4],
         )
         with pytest.raises(IntegrityError, match="No key was retired"):
             store.rotation().run()

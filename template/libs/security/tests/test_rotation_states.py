@@ -45,7 +45,7 @@ def test_a_rotation_goes_from_state_to_state(keyset: Keyset) -> None:
     assert finished.entries[3].created == NOW + 1
     assert [key.state_since for key in finished.record_keys] == [NOW + 4, NOW + 4]
     later = NOW + 4 + 24 * HOUR
-    destroyed = rotation.destroyed(finished, 1, later)
+    destroyed = rotation.destroyed(finished, [1], later)
     assert _states(destroyed) == {1: D, 3: A}
     forgotten = rotation.forgotten(destroyed, later + 30 * DAY)
     assert _states(forgotten) == {3: A}
@@ -85,7 +85,7 @@ def test_a_destroyed_key_is_zeros_and_no_other_is(keyset: Keyset) -> None:
     )
     finished = rotation.finished(validating, NOW)
     assert _key(finished, 1) == _key(keyset, 1) != bytes(32)
-    destroyed = rotation.destroyed(finished, 1, NOW + 24 * HOUR)
+    destroyed = rotation.destroyed(finished, [1], NOW + 24 * HOUR)
     assert _key(destroyed, 1) == bytes(32)
     assert _key(destroyed, 2) == _key(keyset, 2)
     assert _key(destroyed, 3) == _key(finished, 3) != bytes(32)
@@ -114,7 +114,7 @@ def test_ids_are_not_used_again_when_the_newest_key_is_long_gone(keyset: Keyset)
         lambda keyset: rotation.finished(keyset, NOW),
         lambda keyset: rotation.rolling_back(keyset, NOW),
         lambda keyset: rotation.rolled_back(keyset, NOW),
-        lambda keyset: rotation.destroyed(keyset, 1, NOW + 99 * DAY),
+        lambda keyset: rotation.destroyed(keyset, [1], NOW + 99 * DAY),
         lambda keyset: rotation.finished(rotation.with_new_key(keyset, 1, NOW), NOW),
         lambda keyset: rotation.validating(rotation.with_new_key(keyset, 1, NOW), NOW),
         lambda keyset: rotation.rolled_back(rotation.with_new_key(keyset, 1, NOW), NOW),
@@ -123,16 +123,16 @@ def test_ids_are_not_used_again_when_the_newest_key_is_long_gone(keyset: Keyset)
         lambda keyset: rotation.validating(_back(keyset), NOW),
         lambda keyset: rotation.rotating(_back(keyset), NOW),
         lambda keyset: rotation.rolling_back(_back(keyset), NOW),
-        lambda keyset: rotation.destroyed(_retiring(keyset), 1, NOW + 24 * HOUR - 1),
-        lambda keyset: rotation.destroyed(_retiring(keyset), 3, NOW + 24 * HOUR),
-        lambda keyset: rotation.destroyed(_retiring(keyset), 2, NOW + 24 * HOUR),
+        lambda keyset: rotation.destroyed(_retiring(keyset), [1], NOW + 24 * HOUR - 1),
+        lambda keyset: rotation.destroyed(_retiring(keyset), [3], NOW + 24 * HOUR),
+        lambda keyset: rotation.destroyed(_retiring(keyset), [2], NOW + 24 * HOUR),
     ],
 )
 def test_a_change_that_does_not_follow_is_refused(keyset: Keyset, change: object) -> None:
     assert callable(change)
     with pytest.raises(ValueError):  # noqa: PT011 - each has its own words
         change(keyset)
-    rotation.destroyed(_retiring(keyset), 1, NOW + 24 * HOUR)  # one that does follow
+    rotation.destroyed(_retiring(keyset), [1], NOW + 24 * HOUR)  # one that does follow
 
 
 def _back(keyset: Keyset) -> Keyset:
@@ -257,7 +257,7 @@ class Life(RuleBasedStateMachine):
     @rule()
     def destroy_what_is_due(self) -> None:
         for key_id in rotation.due_to_destroy(self.keyset, self.now):
-            self._follow(rotation.destroyed(self.keyset, key_id, self.now))
+            self._follow(rotation.destroyed(self.keyset, [key_id], self.now))
 
     @rule()
     def forget_what_is_due(self) -> None:

@@ -679,17 +679,26 @@ def test_an_error_that_somebody_keeps_does_not_keep_the_moment_it_saw(
     store, other = open_store(), open_store()
     store.insert_many((b"%d" % number, b"old") for number in range(9))
 
-    def stop_in_the_middle(_file: object, rows: Any, _after: int) -> Iterator[Any]:
-        yield next(rows)
+    def stop_in_the_middle(_file: object, _after: int, _size: object, rows: Any) -> list[Any]:
+        next(rows)
         raise IntegrityError("damaged")
 
-    monkeypatch.setattr("service_security.store.row_pages._checked", stop_in_the_middle)
+    monkeypatch.setattr("service_security.store.row_pages._limited", stop_in_the_middle)
     with pytest.raises(IntegrityError) as kept:
         store.page(0, 100)
     assert kept.traceback
     other.insert(b"1", b"new")
     assert store.get(b"1") == b"new"
     store.insert(b"1", b"newer")
+
+
+def test_files_that_the_last_other_user_removes_just_now_are_no_error(
+    open_store: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They were there when it was asked whether they are."""
+    open_store().close()
+    monkeypatch.setattr("service_security.store.schema.exists", lambda _: True)
+    assert open_store().insert(b"name", b"value")
 
 
 def test_check_notices_a_file_that_was_removed_or_replaced(

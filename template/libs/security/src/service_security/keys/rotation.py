@@ -16,7 +16,7 @@ keys are copies; a change that the figure does not have is a ValueError. The nam
 not rotate: every token in the database depends on it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import timedelta
 from enum import Enum
 from math import inf
@@ -209,15 +209,15 @@ def rolled_back(keyset: Keyset, now: float) -> Keyset:
     return _next(keyset, {_in_progress(keyset).key_id: KeyState.RETIRING}, now)
 
 
-def destroyed(keyset: Keyset, key_id: int, now: float) -> Keyset:
-    """Return the keyset with zeros in place of a key. No record may name it any more.
+def destroyed(keyset: Keyset, key_ids: Collection[int], now: float) -> Keyset:
+    """Return the keyset with zeros in place of keys. No record may name one of them any more.
 
     Raises:
-        ValueError: Its grace is not over.
+        ValueError: The grace of one is not over.
     """
-    if key_id not in due_to_destroy(keyset, now):
-        raise ValueError("the grace of the key is not over")
-    return _next(keyset, {key_id: KeyState.DESTROYED}, now)
+    if not set(key_ids) <= set(due_to_destroy(keyset, now)):
+        raise ValueError("the grace of a key is not over")
+    return _next(keyset, dict.fromkeys(key_ids, KeyState.DESTROYED), now)
 
 
 def forgotten(keyset: Keyset, now: float) -> Keyset:

@@ -7,7 +7,7 @@ import apsw
 
 from ..errors import IntegrityError
 from ..keys.keyset import Keyset
-from .header import Header, HeaderKeys, read_generation
+from .header import Header, HeaderKeys, read_version
 from .record import RecordKeys
 
 
@@ -17,6 +17,7 @@ class CurrentKeys:
     Args:
         header_keys: Taken over.
         record: The record keys of the header as it is now; taken over.
+        mac: Of that header.
         path: The database file, for messages.
         clock: Gives Unix seconds. Whether the grace of a retired key is over is looked up when
             keys are loaded, and not for every record: a process that never calls ``refresh`` goes
@@ -27,33 +28,39 @@ class CurrentKeys:
         self,
         header_keys: HeaderKeys,
         record: RecordKeys,
+        mac: bytes,
         path: Path,
         clock: Callable[[], float],
     ) -> None:
         self.header = header_keys
         self.record = record
         self.clock = clock
+        self.log_emptied_of: frozenset[int] = frozenset()
+        """Destroyed keys: this process has emptied the log since, so nothing of them is in it."""
+        self._mac = mac
         self._path = path
 
     def reload(self, connection: apsw.Connection) -> None:
         """Load the keyset that is in the database now.
 
         Raises:
-            IntegrityError: The header is damaged, or its keyset is older than the one in use.
+            IntegrityError: The header is damaged, or not one that may follow on the one in use.
             UnsupportedFormatError: Another version of the library wrote it.
         """
-        keyset, header = self._on_disk(connection)
+        header = Header.read(connection)
+        keyset = self.opened(header)
         old, self.record = self.record, RecordKeys(keyset, header.db_id, self.clock())
+        self._mac = header.mac
         old.close()
 
     def check(self, connection: apsw.Connection) -> None:
-        """See that the keyset in the database opens and is not older than the one in use.
+        """See that the keyset in the database opens, and may follow on the one in use.
 
         Raises:
             IntegrityError: As for ``reload``.
             UnsupportedFormatError: As for ``reload``.
         """
-        self._on_disk(connection)[0].close()
+        self.opened(Header.read(connection)).close()
 
     def refresh(self, connection: apsw.Connection) -> bool:
         """Load the keyset again if it is another one by now, or if the grace of a key is over.
@@ -65,7 +72,7 @@ class CurrentKeys:
             IntegrityError: As for ``reload``.
             UnsupportedFormatError: As for ``reload``.
         """
-        is_current = read_generation(connection) == self.record.generation
+        is_current = read_version(connection) == (self.record.generation, self._mac)
         if is_current and self.clock() < self.record.stale_at:
             return False
         self.reload(connection)
@@ -82,8 +89,16 @@ class CurrentKeys:
             self.reload(connection)
         return self.record
 
-    def _on_disk(self, connection: apsw.Connection) -> tuple[Keyset, Header]:
-        header = Header.read(connection)
+    def opened(self, header: Header) -> Keyset:
+        """Return the keyset of a header that was read just now; the caller is alone on the file.
+
+        Generations only grow, and each is written once. So an older header, or another one of the
+        same generation, was put there beside the library: what was written since may be lost.
+
+        Raises:
+            IntegrityError: As for ``reload``.
+            UnsupportedFormatError: As for ``reload``.
+        """
         keyset = self.header.open(header)
         if keyset.generation < self.record.generation:
             keyset.close()
@@ -91,7 +106,13 @@ class CurrentKeys:
                 f"The keyset of {self._path} went back to an older generation. "
                 "Restore the database from a backup."
             )
-        return keyset, header
+        if keyset.generation == self.record.generation and header.mac != self._mac:
+            keyset.close()
+            raise IntegrityError(
+                f"The keyset of {self._path} is not the one in use, though of the same generation: "
+                "an older one was put back and changed. Restore the database from a backup."
+            )
+        return keyset
 
     def close(self) -> None:
         """Wipe every key."""

@@ -173,6 +173,11 @@ class Header:
         return connection.changes() > 0
 
 
+def read_version(connection: apsw.Connection) -> object:
+    """Return generation and MAC of the header on disk, which is None if there is none."""
+    return connection.execute("SELECT keyset_generation, mac FROM header WHERE id = 1").fetchone()
+
+
 def read_generation(connection: apsw.Connection) -> int:
     """Return the generation of the keyset on disk; -1 if there is none."""
     found = connection.execute("SELECT keyset_generation FROM header WHERE id = 1").get

@@ -16,6 +16,7 @@ from .cipher import CIPHERS
 from .copying import count_rows
 from .header import Header, HeaderKeys
 from .kind import Kind, kind_of
+from .row_pages import COUNT_PAGE
 from .schema import FORMAT, check_tables, connect_to_read
 from .sqlite_errors import translated
 
@@ -163,13 +164,11 @@ def _records_of_keys(connection: apsw.Connection, progress: Progress) -> dict[in
     counts: dict[int, int] = {}
     position = done = 0
     while True:
-        rows: Any = connection.execute(
-            "SELECT key_id, count(*), max(id) FROM"
-            " (SELECT id, key_id FROM record WHERE id > ? ORDER BY id LIMIT ?) GROUP BY key_id",
-            (position, _STEP),
-        ).fetchall()
+        rows: Any = connection.execute(COUNT_PAGE, (position, _STEP)).fetchall()
         if not rows:
             return counts
+        if max(row[2] for row in rows) <= position:
+            raise apsw.CorruptError("the records are not in order")
         for key_id, count, last in rows:
             counts[key_id] = counts.get(key_id, 0) + count
             position = max(position, last)

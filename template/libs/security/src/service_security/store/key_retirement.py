@@ -34,19 +34,21 @@ class KeyRetirement:
 
     def destroy(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Destroy what is due; return which keys were, and which records still name."""
-        gone: list[int] = []
-        while True:
-            with self._live.read() as now_keys:
-                now = self._live.clock()
-                due = rotation.due_to_destroy(now_keys.keyset, now)
-                records: Counter[int] = self._records_by_key() if due else Counter()
-                free = [key_id for key_id in due if not records[key_id]]
-                if not free:
-                    return tuple(gone), tuple(due)
-                following = rotation.destroyed(now_keys.keyset, free[0], now)
-            if self._changed(following):
-                gone.append(free[0])
-                self._on_step(RotationStep("destroyed", free[0]))
+        with self._live.read() as now_keys:
+            now = self._live.clock()
+            due = rotation.due_to_destroy(now_keys.keyset, now)
+            # Nobody writes a row under these keys any more, so what is free stays free.
+            records: Counter[int] = self._records_by_key() if due else Counter()
+            free = tuple(key_id for key_id in due if not records[key_id])
+            kept = tuple(key_id for key_id in due if records[key_id])
+            if not free:
+                return (), kept
+            following = rotation.destroyed(now_keys.keyset, free, now)
+        if not self._changed(following):
+            return (), kept  # the next time
+        for key_id in free:
+            self._on_step(RotationStep("destroyed", key_id))
+        return free, kept
 
     def forget(self) -> tuple[int, ...]:
         """Remove what was destroyed long ago from the keyset; return which keys that were."""
@@ -68,19 +70,26 @@ class KeyRetirement:
         Returns:
             Whether it could be; None if there was nothing in it.
         """
-        if not self._log_is_due():
+        gone = self._gone()
+        if not gone or not log_holds_a_keyset(self._live.file):
             return None
-        emptied = empty_log(self._live.file, patience_ms=_PATIENCE_MS) and not self._log_is_due()
-        if emptied:
-            with self._live.read() as now_keys:
-                gone = rotation.destroyed_keys(now_keys.keyset)
-            self._on_step(RotationStep("log emptied", max(gone)))
-        return emptied
+        # What was emptied once has nothing of them any more, whatever it looks like. It is emptied
+        # again for other processes, which cannot know that; but if it cannot be, nothing is wrong.
+        is_clean = gone <= self._live.keys.log_emptied_of
+        if not empty_log(self._live.file, patience_ms=_PATIENCE_MS):
+            return None if is_clean else False
+        self._live.keys.log_emptied_of = gone
+        if is_clean:
+            return None
+        self._on_step(RotationStep("log emptied", max(gone)))
+        return True
 
     def _log_is_due(self) -> bool:
+        return bool(self._gone()) and log_holds_a_keyset(self._live.file)
+
+    def _gone(self) -> frozenset[int]:
         with self._live.read() as now_keys:
-            gone = rotation.destroyed_keys(now_keys.keyset)
-        return bool(gone) and log_holds_a_keyset(self._live.file)
+            return frozenset(rotation.destroyed_keys(now_keys.keyset))
 
     def _records_by_key(self) -> Counter[int]:
         with self._live.moment() as (file, _):

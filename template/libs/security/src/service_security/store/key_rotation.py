@@ -6,7 +6,13 @@ full disk, goes on from there when ``run`` or ``tend`` is called again, in any p
 
 from datetime import timedelta
 
-from ..keys.rotation import DEFAULT_INTERVAL, checked_interval, rotation_due, unfinished
+from ..keys.rotation import (
+    DEFAULT_INTERVAL,
+    checked_interval,
+    destroyed_keys,
+    rotation_due,
+    unfinished,
+)
 from ..progress import Progress
 from .cipher import cipher_named
 from .key_retirement import KeyRetirement
@@ -154,13 +160,15 @@ class KeyRotation:
         checked_interval(interval)
         now = self._live.clock()
         with self._live.moment() as (file, keys):
+            gone = frozenset(destroyed_keys(keys.record.keyset))
+            is_clean = gone <= self._live.keys.log_emptied_of
             return key_status(
                 keys.record.keyset,
                 count_by_key(file, progress),
                 interval=interval,
                 now=now,
                 log_size=log_size(file),
-                log_holds_a_keyset=log_holds_a_keyset(file),
+                log_holds_a_keyset=not is_clean and log_holds_a_keyset(file),
             )
 
     def _is_rotation_due(self, interval: timedelta | None) -> bool:

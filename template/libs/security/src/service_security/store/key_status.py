@@ -50,7 +50,8 @@ class KeyStatus:
         generation: Counts every change of the keyset, from 1.
         primary_id: The key that new records are sealed with.
         keys: The record keys. The name-index key does not rotate and is left out.
-        unknown: The number of rows by key, for keys that the keyset does not have.
+        unknown: The number of rows by key, for keys that the keyset does not have; 0 is for damaged
+            rows that name none.
         due: When the primary is as old as it may become; None without an interval.
         is_due: Whether it is by now, and no rotation is under way.
         unfinished: ``rotation``, ``roll back`` or None: what was begun and not ended.
@@ -145,6 +146,9 @@ def _assurance(
             "their envelope.",
             "Processes that have the database open since before then, and do not tend its keys, "
             "have the destroyed keys in memory until they end.",
+            "What the database frees is overwritten with zeros. But where it has moved records to "
+            "another page, as it grew or shrank, a copy may be left in the unused part of a page, "
+            "sealed under the key of then, until that part is used again.",
             "A disk that writes elsewhere instead of in place, as flash does, may keep old blocks "
             "for a while; so may snapshots of a file system.",
         ]

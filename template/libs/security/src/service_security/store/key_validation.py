@@ -8,7 +8,7 @@ from .batches import BATCH_BYTES, BATCH_RECORDS
 from .current_keys import CurrentKeys
 from .reencryption import left_record
 from .rotation_report import LeftRecord
-from .row_pages import rows_behind, up_to
+from .row_pages import rows_behind
 from .store_file import StoreFile
 
 
@@ -47,7 +47,7 @@ def validate(file: StoreFile, keys: CurrentKeys, progress: Progress) -> Validati
     left: list[LeftRecord] = []
     while True:
         with file:
-            page = list(up_to(BATCH_BYTES, rows_behind(file, position, BATCH_RECORDS)))
+            page = rows_behind(file, position, BATCH_RECORDS, size=BATCH_BYTES)
         if not page:
             break
         for position, row in page:

@@ -50,10 +50,13 @@ class LiveKeyset:
 
         Yields:
             Record keys of the caller's own, which are wiped behind the block.
+
+        Raises:
+            IntegrityError: The header is damaged, or an older one was put in its place.
         """
         with self.file:
             header = Header.read(self.file.connection)
-            own = RecordKeys(self.keys.header.open(header), header.db_id, self.clock())
+            own = RecordKeys(self.keys.opened(header), header.db_id, self.clock())
         with closing(own):
             yield own
 

@@ -6,7 +6,7 @@ from typing import Any, Final
 from ..errors import IntegrityError
 from .current_keys import CurrentKeys
 from .record import Row
-from .row_pages import rows_behind, up_to
+from .row_pages import rows_behind
 from .salvage import rows_out_of_order, structure_problems
 from .store_file import StoreFile
 
@@ -50,7 +50,7 @@ class Reader:
         while len(found) < limit:
             wanted = limit - len(found)
             with self._file:
-                rows = list(rows_behind(self._file, after, wanted))
+                rows = rows_behind(self._file, after, wanted)
                 opened = [self._opened(*row) for row in rows]
             found += _whole(opened, on_damage)
             if len(rows) < wanted:
@@ -70,7 +70,7 @@ class Reader:
         moment = self._moment()
         while True:
             with self._file:
-                rows = list(up_to(_PAGE_BYTES, rows_behind(self._file, position, _PAGE)))
+                rows = rows_behind(self._file, position, _PAGE, size=_PAGE_BYTES)
             if not rows:
                 break
             for position, row in rows:

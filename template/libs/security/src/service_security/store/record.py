@@ -116,8 +116,8 @@ class RecordKeys:
         rows = []
         for number, (name, value) in enumerate(pairs, first_counter):
             counter, token = number.to_bytes(8), self.token(name)
-            plain = b"\x01" + len(name).to_bytes(2) + name + value
-            sealed = cipher.encrypt(uuid + counter, plain, aad + token)
+            front = b"\x01" + len(name).to_bytes(2) + name
+            sealed = cipher.encrypt(uuid + counter, front + value, aad + token)
             rows.append(Row(token, key_id, counter + uuid + sealed))
         return rows
 

@@ -2,9 +2,9 @@
 
 A batch is read, sealed anew and opened again outside of any transaction; then one short
 transaction writes it, if the keyset is still the same, and each row only where it still has the
-bytes that were read. A row that was changed meanwhile was sealed under the primary by whoever
-changed it (the write guard), or is gone. So nobody waits for longer than a batch, and it does no
-harm if this is stopped anywhere: the rows themselves tell which of them are done.
+nonce and the tag that were read. A row that was changed meanwhile was sealed under the primary by
+whoever changed it (the write guard), or is gone. So nobody waits for longer than a batch, and it
+does no harm if this is stopped anywhere: the rows themselves tell which of them are done.
 """
 
 from dataclasses import dataclass
@@ -17,18 +17,31 @@ from .live_keyset import WHAT, LiveKeyset
 from .nonce import fresh_uuid
 from .record import RecordKeys, Row
 from .rotation_report import LeftRecord
-from .row_pages import rows_behind, up_to
+from .row_pages import out_of_order, rows_behind
 
-_MOVE: Final = "UPDATE record SET key_id = ?, sealed = ? WHERE id = ? AND key_id = ? AND sealed = ?"
+_PASSES: Final = 4
+_MOVE: Final = (
+    "UPDATE record SET key_id = ?, sealed = ?"
+    " WHERE id = ? AND key_id = ? AND substr(sealed, 1, 24) = ? AND substr(sealed, -16) = ?"
+)
+_NONCE: Final = slice(0, 24)
+_TAG: Final = slice(-16, None)
 
 
 @dataclass(frozen=True, slots=True)
 class _Opened:
-    """A row of another key, and what is in it."""
+    """A row of another key, and what is in it. Nonce and tag stand for its bytes."""
 
     position: int
-    row: Row
+    token: bytes
+    key_id: int
+    nonce: bytes
+    tag: bytes
     pair: tuple[bytes, bytes]
+
+
+_Move = tuple[int, bytes, int, int, bytes, bytes]
+"""What ``_MOVE`` takes."""
 
 
 class Reencryption:
@@ -66,8 +79,13 @@ class Reencryption:
         with self._file:
             total = self._file.connection.execute("SELECT count(*) FROM record").get
         progress = self._progress
-        while self._pass(total if isinstance(total, int) else 0, progress):
+        for _ in range(_PASSES):
+            if not self._pass(total if isinstance(total, int) else 0, progress):
+                return
             progress = _quiet  # the first pass has met every record
+        # Nobody writes a row under another key any more. One that is met in every pass cannot be
+        # found by its position: the scan comes to a page that a search does not lead to.
+        raise out_of_order(self._file)
 
     def _pass(self, total: int, progress: Progress) -> bool:
         """Look at every row; return whether any was to be moved."""
@@ -76,65 +94,71 @@ class Reencryption:
         while True:
             with self._file:
                 self._live.refuse_overtaken(self._keys)
-                rows = rows_behind(
-                    self._file, position, BATCH_RECORDS, without=self._keys.primary_id
+                page = rows_behind(
+                    self._file,
+                    position,
+                    BATCH_RECORDS,
+                    size=BATCH_BYTES,
+                    without=self._keys.primary_id,
                 )
-                page = list(up_to(BATCH_BYTES, rows))
             if not page:
                 break
-            opened = self._opened(page, left)
-            found += len(opened)
-            if opened:
-                self.moved += self._write(opened, self._sealed(opened))
             position = page[-1][0]
             seen += len(page)
+            opened = self._opened(page, left)
+            if opened:
+                found += len(opened)
+                self.moved += self._write(self._sealed(opened))
             progress(min(seen, total), total)
         self.left = tuple(left)
         return found > 0
 
     def _opened(self, page: list[tuple[int, Row]], left: list[LeftRecord]) -> list[_Opened]:
+        """Open the rows of a page, which is used up: large values are not to lie there twice."""
         opened = []
-        for position, row in page:
+        page.reverse()
+        while page:
+            position, row = page.pop()
             if row.key_id == self._keys.primary_id:
                 continue
             try:
-                opened.append(_Opened(position, row, self._keys.open(*row)))
+                pair = self._keys.open(*row)
             except IntegrityError:
                 left.append(left_record(position, row))
+            else:
+                nonce, tag = row.sealed[_NONCE], row.sealed[_TAG]
+                opened.append(_Opened(position, row.token, row.key_id, nonce, tag, pair))
         return opened
 
-    def _sealed(self, opened: list[_Opened]) -> list[Row]:
+    def _sealed(self, opened: list[_Opened]) -> list[_Move]:
+        """Seal what was opened, and open each row again."""
         # As for a write: the lease is durable, and the uuid is drawn after the plaintexts are
         # fixed and used for this batch only.
         counter = self._writer.take_counters(len(opened))
         rows = self._keys.seal([each.pair for each in opened], fresh_uuid(), counter)
-        for each, row in zip(opened, rows, strict=True):
-            if not self._gives(row, each):
+        moves = list[_Move]()
+        for row, old in zip(rows, opened, strict=True):
+            if not self._gives(row, old):
                 raise IntegrityError(
-                    f"Record {each.position} of {self._file.path} was encrypted anew and does not "
+                    f"Record {old.position} of {self._file.path} was encrypted anew and does not "
                     "open again, so it was not written; nothing is lost. Check the memory of this "
                     "machine, then run the rotation again, or roll it back."
                 )
-        return rows
+            moves.append((row.key_id, row.sealed, old.position, old.key_id, old.nonce, old.tag))
+        return moves
 
-    def _gives(self, row: Row, opened: _Opened) -> bool:
+    def _gives(self, row: Row, old: _Opened) -> bool:
         try:
-            return row.token == opened.row.token and self._keys.open(*row) == opened.pair
+            return row.token == old.token and self._keys.open(*row) == old.pair
         except IntegrityError:
             return False
 
-    def _write(self, opened: list[_Opened], rows: list[Row]) -> int:
+    def _write(self, moves: list[_Move]) -> int:
         connection = self._file.connection
         with self._file, self._writer.alone(WHAT):
             self._live.refuse_overtaken(self._keys)
             before = connection.total_changes()
-            connection.executemany(
-                _MOVE,
-                (
-                    (new.key_id, new.sealed, old.position, old.row.key_id, old.row.sealed)
-                    for new, old in zip(rows, opened, strict=True)
-                ),
-            )
+            connection.executemany(_MOVE, moves)
             return connection.total_changes() - before
 
 

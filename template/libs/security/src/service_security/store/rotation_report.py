@@ -35,7 +35,7 @@ class LeftRecord:
     Attributes:
         position: As ``SecureDb.page`` gives it.
         token: What stands for its name on disk, in hexadecimal digits; empty if that is gone too.
-        key_id: The key that it names.
+        key_id: The key that it names; 0 if that is gone too.
     """
 
     position: int
@@ -72,11 +72,11 @@ class Rotated:
         """What is to be done; empty if nothing is."""
         if not self.damaged:
             return ()
-        keys = {record.key_id for record in self.damaged}
+        keys = {record.key_id for record in self.damaged} - {0}
+        kept = f"{_keys(keys)} cannot be destroyed while a record names it. " if keys else ""
         return (
-            f"{named(self.damaged)} could not be opened and stayed as they were. "
-            f"{_keys(keys)} cannot be destroyed while a record names it. Let db verify name them, "
-            "then restore them from a backup or remove them.",
+            f"{named(self.damaged)} could not be opened and stayed as they were. {kept}"
+            "Let db verify name them, then restore them from a backup or remove them.",
         )
 
 

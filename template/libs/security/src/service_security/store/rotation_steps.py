@@ -21,6 +21,11 @@ _GOES_ON = (
     "The keys of the database are between two states, which harms nothing: all records can be read "
     "and written. Run the rotation again when this is mended, and it goes on where it stopped."
 )
+_STAYS = (
+    "The keys of the database are between two states, and all of them are kept: records that open "
+    "can be read and written. Let db verify name what is damaged. A rotation goes on, or is rolled "
+    "back, when that is mended."
+)
 
 
 @dataclass(slots=True)
@@ -108,6 +113,8 @@ class RotationSteps:
                     continue  # look again at what there is now
         except StoreUnavailableError as error:
             raise StoreUnavailableError(f"{error} {_GOES_ON}") from None
+        except IntegrityError as error:
+            raise IntegrityError(f"{error} {_STAYS}") from None
         with self._live.read() as now_keys:
             primary_id, cipher = now_keys.primary_id, now_keys.cipher_name
         if work.unreadable:

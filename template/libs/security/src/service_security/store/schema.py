@@ -3,6 +3,7 @@
 import errno
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -120,8 +121,9 @@ def _refuse_without_room(path: Path) -> None:
     if sys.platform == "win32":
         return
     index = _beside(path, "-shm")
-    if exists(index) and index.stat().st_blocks * 512 >= _INDEX_BYTES:
-        return
+    with suppress(FileNotFoundError):  # it goes with the last who has the file open
+        if index.stat().st_blocks * 512 >= _INDEX_BYTES:
+            return
     status = os.statvfs(path.parent)
     if status.f_bavail * status.f_frsize < _ROOM_BYTES:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

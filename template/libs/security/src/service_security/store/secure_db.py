@@ -30,7 +30,7 @@ from .reader import OnDamage, Reader
 from .record import MAX_NAME_BYTES, MAX_VALUE_BYTES, RecordKeys
 from .schema import check_tables, connect, connect_to_read, use_journal
 from .sqlite_errors import translated
-from .store_file import StoreFile
+from .store_file import StoreFile, no_fork
 from .verification import Verification, verify
 from .writer import Writer
 
@@ -49,6 +49,7 @@ class SecureDb:
         header_keys: HeaderKeys,
         keys: RecordKeys,
         *,
+        mac: bytes,
         clock: Callable[[], float],
         read_only: bool = False,
         frozen: bool = False,
@@ -57,7 +58,7 @@ class SecureDb:
         self._file = StoreFile(
             path, connection, header_keys.canary, absolute=snapshot_of, frozen=frozen
         )
-        self._keys = CurrentKeys(header_keys, keys, path, clock)
+        self._keys = CurrentKeys(header_keys, keys, mac, path, clock)
         self._reader = Reader(self._file, self._keys)
         self._writer = Writer(self._file, self._keys)
         self._read_only = read_only
@@ -96,6 +97,7 @@ class SecureDb:
         with (
             _checked_master(master_key) as master,
             translated(path),
+            no_fork(),
             ExitStack() as undo,
         ):
             frozen = False
@@ -125,6 +127,7 @@ class SecureDb:
                 connection,
                 header_keys,
                 keys,
+                mac=header.mac,
                 clock=clock,
                 read_only=read_only,
                 frozen=frozen,
@@ -269,19 +272,22 @@ class SecureDb:
 
         Raises:
             RuntimeError: This is a snapshot itself.
+            IntegrityError: The header is damaged, or an older one was put in its place.
             StoreUnavailableError: The file cannot be read or was moved away, or the store is
                 closed or forked.
         """
         if self._is_snapshot:
             raise RuntimeError("a snapshot is taken of the store, not of another snapshot")
-        with self._file, ExitStack() as undo:
+        with self._file, no_fork(), ExitStack() as undo:
             connection, frozen = connect_to_read(self._file.absolute)
             undo.callback(connection.close)
             connection.execute("BEGIN")
             header = Header.read(connection)  # from here on the transaction sees this moment
+            keyset = self._keys.opened(header)
+            undo.callback(keyset.close)
             header_keys = self._keys.header.copy()
             undo.callback(header_keys.close)
-            keys = RecordKeys(header_keys.open(header), header.db_id, self._keys.clock())
+            keys = RecordKeys(keyset, header.db_id, self._keys.clock())
             undo.callback(keys.close)
             self._file.refuse_moved()  # else it would be a moment of another file
             snapshot = type(self)(
@@ -289,6 +295,7 @@ class SecureDb:
                 connection,
                 header_keys,
                 keys,
+                mac=header.mac,
                 clock=self._keys.clock,
                 read_only=True,
                 frozen=frozen,

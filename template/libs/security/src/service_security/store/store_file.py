@@ -8,7 +8,8 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Final
@@ -59,7 +60,8 @@ class StoreFile:
         self._closed = False
         self._write_failed = False
         self._statement_failed = False
-        _open_files.add(self)
+        with _gate:
+            _open_files.add(self)
 
     @property
     def closed(self) -> bool:
@@ -213,7 +215,8 @@ class StoreFile:
             if self._closed:
                 return
             self._closed = True
-            _open_files.discard(self)
+            with _gate:
+                _open_files.discard(self)
             try:
                 with translated(self.path):
                     self.connection.close()
@@ -252,6 +255,27 @@ _open_files: "weakref.WeakSet[StoreFile]" = weakref.WeakSet()
 _standing_still: list[StoreFile] = []
 _one_fork_at_a_time = threading.Lock()
 _PATIENCE_SECONDS: Final = 0.05
+_gate = threading.RLock()
+"""Guards what follows and which files are open, for an instant."""
+_busy: list[int] = []
+"""Threads that are in ``no_fork``."""
+
+
+@contextmanager
+def no_fork() -> Iterator[None]:
+    """Keep forks away for a moment, between opening something and noting that it is open.
+
+    A child would inherit what nobody knows of, and so never let it go.
+    """
+    thread = threading.get_ident()
+    try:
+        with _gate:
+            _busy.append(thread)
+        yield
+    finally:
+        with _gate:
+            if thread in _busy:  # not if it was interrupted before
+                _busy.remove(thread)
 
 
 def _before_fork() -> None:
@@ -261,12 +285,23 @@ def _before_fork() -> None:
 
 
 def _all_stand_still() -> bool:
-    """Take the locks of all files, or none: a thread may hold one and wait for another."""
-    for file in list(_open_files):
+    """Take the locks of all files and the gate, or none: a thread may hold one and want another."""
+    with _gate:
+        files = list(_open_files)
+    for file in files:
         if not file.lock.acquire(timeout=_PATIENCE_SECONDS):
             _let_go()
             return False
         _standing_still.append(file)
+    if not _gate.acquire(timeout=_PATIENCE_SECONDS):  # a signal handler may wait for a file in it
+        _let_go()
+        return False
+    # Meanwhile, one may have been opened; one that was closed is of no concern any more.
+    others = [thread for thread in _busy if thread != threading.get_ident()]
+    if others or not set(_open_files).issubset(_standing_still):
+        _gate.release()
+        _let_go()
+        return False
     return True
 
 
@@ -275,28 +310,36 @@ def _let_go() -> None:
         _standing_still.pop().lock.release()
 
 
-def _after_fork_in_parent() -> None:
+def _after_fork() -> None:
+    _gate.release()
     _let_go()
     _one_fork_at_a_time.release()
 
 
 def _after_fork_in_child() -> None:
-    for file in _standing_still:
-        connection = file.connection
-        if connection.txn_state() == apsw.SQLITE_TXN_WRITE:
-            # To close it would roll the parent's transaction back in memory that both share. It
-            # is never freed here, not even when the interpreter ends.
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
-        else:
-            connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
-            connection.close()
-    _let_go()
-    _one_fork_at_a_time.release()
+    try:
+        _open_files.clear()  # what this child forks has no part in them either
+        for file in _standing_still:
+            if not file.closed:
+                _abandon(file.connection)
+    finally:  # whatever happens, the next fork does not wait for this one
+        _after_fork()
+
+
+def _abandon(connection: apsw.Connection) -> None:
+    """Close a connection that a child has inherited, leaving the log alone."""
+    if connection.txn_state() == apsw.SQLITE_TXN_WRITE:
+        # To close it would roll the parent's transaction back in memory that both share. It is
+        # never freed here, not even when the interpreter ends.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
+    else:
+        connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+        connection.close()
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(
         before=_before_fork,
-        after_in_parent=_after_fork_in_parent,
+        after_in_parent=_after_fork,
         after_in_child=_after_fork_in_child,
     )
