@@ -1,5 +1,6 @@
 """What the tests share."""
 
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,6 +15,9 @@ MASTER = bytes(range(32))
 CIPHERS = ("xchacha20poly1305", "aes256gcm")
 
 Opener = Callable[..., SecureDb]
+
+# A shell's background jobs ignore interrupts, and so would the processes that the tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(params=CIPHERS)
