@@ -159,8 +159,8 @@ def test_a_device_that_is_gone_is_not_taken_for_damaged_rows(
     with monkeypatch.context() as patch:
         patch.setattr(store._file, "connection", Gone(store._file.connection))
         patch.setattr(row_pages, "_one_by_one", lambda *_: [(1, Row(b"", 0, b""))])
-        with pytest.raises(StoreUnavailableError, match="device failed"):
-            store.page(0, 10)
+        with pytest.raises(StoreUnavailableError, match="device failed"), store._file:
+            row_pages.rows_behind(store._file, 0, 10)
     assert store.page(0, 10) == [(1, b"name", b"value")]
 
 
