@@ -26,7 +26,7 @@ def test_init_says_what_it_made_and_what_to_do(capsys: pytest.CaptureFixture[str
     shown = capsys.readouterr().out
     assert "secrets/service.key" in shown
     assert "data/envelope.json" in shown
-    assert "Back up both" in shown
+    assert "Keep copies of envelope and key" in shown
     assert Path("secrets/service.key").read_bytes().hex() not in shown
 
 

@@ -95,7 +95,7 @@ def test_a_finding_is_a_line_what_is_wrong_and_a_line_what_to_do(service: Output
         "    Run: chmod 600 data/records.db\n"
         "Others may read or write data/envelope.json (mode 0644).\n"
         "    Run: chmod 600 data/envelope.json\n"
-        "2 found.\n"
+        "2 findings.\n"
     )
 
 
@@ -267,7 +267,7 @@ def test_a_key_in_the_environment_is_found(
 def test_a_missing_or_wrong_key_is_found(service: Output) -> None:
     key = KEY_FILE.read_bytes()
     KEY_FILE.unlink()
-    _only(service, "key", "The key file secrets/service.key is missing", "Put it back")
+    _only(service, "key", "The key file secrets/service.key is missing", "Put a copy")
     KEY_FILE.write_bytes(bytes(32))
     KEY_FILE.chmod(0o600)
     _only(service, "key", "does not open data/envelope.json", "put back the two")

@@ -388,7 +388,7 @@ def test_a_service_does_not_start_in_between_and_is_told_what_to_run(
 ) -> None:
     open_master_key(ENVELOPE, SOURCE).close()
     _interrupted_after("sealed", monkeypatch)
-    with pytest.raises(KeyUnavailableError, match="service_security keys rotate --master`"):
+    with pytest.raises(KeyUnavailableError, match="just keys rotate --master`"):
         open_master_key(ENVELOPE, SOURCE)
     service.readouterr()
     refused(service, main(["db", "verify"]), "a change of the master key was interrupted")

@@ -8,6 +8,7 @@ for.
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from importlib.machinery import PathFinder
@@ -42,9 +43,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         status: int = options.run(options)
+        sys.stdout.flush()
     except SecurityError as error:
         print(f"service_security: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # as of a pager that was left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         print("\nservice_security: stopped; run the command again", file=sys.stderr)
         return 130
@@ -126,6 +131,6 @@ def _init(options: argparse.Namespace) -> int:
     print(f"Made {folder.envelope}: the master key, which opens with {made.provider}", end="")
     print(" or the recovery phrase." if made.has_recovery else ".")
     if not made.has_recovery:
-        print("There is no recovery phrase: whoever loses either of the two has lost the records.")
-    print("Back up both, apart from each other: whoever has both reads the records.")
+        print("There is no recovery phrase: whoever loses key or envelope has lost the records.")
+    print("Keep copies of envelope and key, apart from each other. Who has both has the records.")
     return 0

@@ -39,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
     elif findings:
         for finding in findings:
             print(f"{finding.problem}\n    {finding.action}")
-        print(f"{len(findings)} found.")
+        print(f"{len(findings)} finding{'s' if len(findings) > 1 else ''}.")
     else:
         print("Nothing is wrong with the files, the key, the envelope, the database, the rotation")
         print("of its keys, the memory of processes here, and the file system.")

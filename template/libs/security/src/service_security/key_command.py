@@ -210,7 +210,10 @@ def _recover(options: argparse.Namespace) -> int:
     for path in opened:
         print(f"{path} opens with {to} now, and with the recovery phrase as before.")
     say_setting(to.providers[0], options)
-    print("If others may have seen the phrase, make a new master key: keys rotate --master.")
+    print(
+        "A lost key still opens older copies of the envelope, and backups of before. If others may"
+    )
+    print("have it or have seen the phrase: keys rotate --master --to SOURCE.")
     return 0
 
 

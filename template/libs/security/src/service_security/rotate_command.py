@@ -5,6 +5,7 @@ from typing import Final, Self
 
 from .command_options import say_setting, service_source, slot_source, unbacked_pcrs
 from .errors import ConfigurationError
+from .keys.provider import TPM2
 from .keys.service_keys import (
     ServiceKeys,
     next_envelope,
@@ -166,6 +167,11 @@ def _rotate_master(options: argparse.Namespace) -> int:
     print(f"The new master key opens with {done.provider}", end="")
     print(" or the new recovery phrase." if done.has_recovery else "; there is no recovery phrase.")
     say_setting(done.provider, options)
+    if str(done.provider) == str(old.provider) and done.provider.slot_type != TPM2:
+        print(
+            "It is sealed under the wrapping key of before. Where that may have leaked, nothing is"
+        )
+        print("won yet: run this again with --to SOURCE, a new one.")
     print(f"{done.previous} still opens, with the key or the phrase of before: copies of the")
     print("databases from before, and single fields that were sealed for other databases. Seal")
     print("those anew, then delete it and such copies. Backups of before open with the phrase of")

@@ -102,7 +102,8 @@ def _refuse_data(envelope: Path, holds_encrypted_data: Callable[[], bool]) -> No
     if holds_encrypted_data():
         raise ConfigurationError(
             f"There is encrypted data beside {envelope}, but no envelope. A new key could not read "
-            "that data. Put the envelope back from the backup; no envelope was made."
+            "that data. Put a copy of the envelope back. Without one, move the database away, run "
+            "init again, and restore a backup. No envelope was made."
         )
 
 

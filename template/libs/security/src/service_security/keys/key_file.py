@@ -183,8 +183,9 @@ def read_secret(path: Path, slot_type: str, limit: int) -> SecretBytes:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
         raise KeyUnavailableError(
-            f"The key file {path} is missing. Put it back, from the backup or the secret store; "
-            "without it the data cannot be read. SERVICE_KEY_SOURCE says where it is looked for."
+            f"The key file {path} is missing. Put a copy of it there, or open the envelope with "
+            "the recovery phrase: `keys recover --to SOURCE`. SERVICE_KEY_SOURCE says where the "
+            "service looks for its key."
         ) from None
     except OSError as error:
         raise _unreadable(path, error) from error

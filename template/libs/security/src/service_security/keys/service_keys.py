@@ -17,11 +17,30 @@ from ..errors import (
 )
 from ..secret_bytes import SecretBytes
 from .envelope import MAX_BYTES, Envelope
-from .provider import RAW_TYPES, RECOVERY, SLOT_TYPES, KeyProvider, WrappingKey
+from .provider import (
+    CONTAINER_SECRET,
+    ENVIRONMENT,
+    KEY_FILE,
+    PASSPHRASE,
+    RAW_TYPES,
+    RECOVERY,
+    TPM2,
+    KeyProvider,
+    WrappingKey,
+)
 from .source import SETTING, KeySource, key_source
 
 MASTER: Final = "master"
 """What the master key is called among the keys of a backup."""
+
+_OPENED_BY: Final = {
+    KEY_FILE: "file:",
+    CONTAINER_SECRET: "secret: or credential:",
+    ENVIRONMENT: "env:",
+    PASSPHRASE: "passphrase",
+    RECOVERY: "the recovery phrase",
+    TPM2: "tpm2",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +116,7 @@ def open_keys(envelope: Path, source: KeySource | str) -> ServiceKeys:
     if envelope_is_there(next_envelope(envelope)):
         raise KeyUnavailableError(
             f"{next_envelope(envelope)} is there: a change of the master key was interrupted. Go "
-            "on with it: `uv run python -m service_security keys rotate --master`, with the "
+            "on with it: `uv run just keys rotate --master`, with the "
             "options of the first time."
         )
     return open_envelope(envelope, source)
@@ -125,6 +144,11 @@ def open_envelope(envelope: Path, source: KeySource | str) -> ServiceKeys:
     try:
         return open_with(parsed, provider)
     except WrongKeyError:
+        if provider.slot_type == PASSPHRASE:
+            raise WrongKeyError(
+                f"What came from {provider} does not open {envelope}. Either it is another "
+                "passphrase, or a letter of it is wrong, or the envelope is damaged."
+            ) from None
         raise WrongKeyError(
             f"The key from {provider} does not open {envelope}. Either it is the key of another "
             "service, or the envelope is damaged; put back the two that belong together."
@@ -187,9 +211,9 @@ def read_envelope(path: Path) -> Envelope:
             text = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise KeyUnavailableError(
-            f"There is no key envelope {path}. A new service makes its key with `uv run python "
-            "-m service_security init`; where there is data already, put the envelope back from "
-            "the backup: a new key could not read it."
+            f"There is no key envelope {path}. A new service makes it with `uv run just init`. "
+            "Where there is data already, put a copy of the envelope back: a new key could not "
+            "read it. Without a copy, move the database away, make a new key, and restore a backup."
         ) from None
     except OSError as error:
         raise KeyUnavailableError(
@@ -219,15 +243,15 @@ def _recorded(path: Path, envelope: Envelope, source: KeySource) -> KeyProvider:
     for provider in source.providers:
         if provider.slot_type in envelope.slots:
             return provider
-    known = [slot_type for slot_type in envelope.slots if slot_type in SLOT_TYPES]
+    known = [_OPENED_BY[slot_type] for slot_type in envelope.slots if slot_type in _OPENED_BY]
     if not known:
         raise UnsupportedFormatError(
             f"The key envelope {path} has no slot that this version of service-security can open. "
             "Use the version that wrote it."
         )
     raise ConfigurationError(
-        f"{path} opens by {' or '.join(known)}, and {SETTING} is {source}, which is none of them. "
-        f"Set {SETTING} to where the key is, or move the key there: `keys reseal`; with the "
+        f"{path} opens with {' or '.join(known)}, and {SETTING} is {source}, which is none of "
+        f"them. Set {SETTING} to where the key is, or move the key there: `keys reseal`; with the "
         "recovery phrase: `keys recover`."
     )
 

@@ -134,8 +134,8 @@ def _provider(text: str, options: ProviderOptions) -> KeyProvider:
         case "tpm2" if not colon or (named and rest.startswith(("/", "unix:/", "tcp:"))):
             if not _HAS_TPM:
                 raise ConfigurationError(
-                    "This service has no TPM pieces. Add them with `uv run just update --data "
-                    f"tpm_enabled=true`, or name another source in {SETTING}."
+                    "This service has no TPM pieces. Add them with `uv run just update --trust "
+                    f"--data tpm_enabled=true`, or name another source in {SETTING}."
                 )
             tpm = importlib.import_module("service_security.keys.tpm.provider")
             return _as_provider(
