@@ -131,6 +131,13 @@ def test_a_file_that_others_may_use_is_found(service: Output, name: str, mode: i
 
 
 @posix
+def test_a_name_with_a_line_end_hides_no_file(service: Output) -> None:
+    Path("data/a copy\nof records.db").touch(mode=0o644)
+    assert main(["doctor"]) == 1
+    assert "of records.db (mode 0644)" in service.readouterr().out
+
+
+@posix
 def test_a_file_that_is_not_ours_may_have_any_mode(service: Output) -> None:
     Path("data/notes.txt").touch(mode=0o666)
     Path("data/a folder.db").mkdir(mode=0o777)

@@ -1,9 +1,11 @@
 """The envelope and the key file: every refusal has its own error and a sentence."""
 
 import base64
+import hmac
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from independent_reader import PREFIX, hkdf, read_envelope
 from service_security.errors import (
     ConfigurationError,
     IntegrityError,
@@ -20,7 +23,7 @@ from service_security.errors import (
     WrongKeyError,
 )
 from service_security.keys import Envelope, open_keys, open_master_key
-from service_security.keys.provider import CONTAINER_SECRET, KEY_FILE, WrappingKey
+from service_security.keys.provider import CONTAINER_SECRET, KEY_FILE, RECOVERY, WrappingKey
 from service_security.secret_bytes import SecretBytes
 
 MASTER = bytes(range(32))
@@ -173,7 +176,7 @@ def test_a_wrong_key_is_told_apart_and_changes_nothing(pair: Pair) -> None:
 
 
 @posix
-@pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o602, 0o644, 0o666])
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o602, 0o610, 0o601, 0o644, 0o666])
 def test_a_key_file_that_others_can_read_or_write_is_refused(pair: Pair, mode: int) -> None:
     pair.key_file.chmod(mode)
     with pytest.raises(ConfigurationError, match=f"mode {mode:04o}.*chmod 600"):
@@ -213,7 +216,10 @@ def test_a_key_file_of_another_user_is_refused_and_a_secret_is_not(
 
 
 @posix
-@pytest.mark.parametrize(("mode", "accepted"), [(0o444, True), (0o400, True), (0o664, False)])
+@pytest.mark.parametrize(
+    ("mode", "accepted"),
+    [(0o444, True), (0o400, True), (0o664, False), (0o620, False), (0o602, False)],
+)
 def test_a_container_secret_may_be_read_but_not_written_by_others(
     tmp_path: Path, mode: int, accepted: bool
 ) -> None:
@@ -281,6 +287,59 @@ def test_every_changed_character_is_noticed(pair: Pair) -> None:
             pair.open()
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda body: body.update(more=""),
+        lambda body: body.pop("generation"),
+        lambda body: body.update(after="00" * 31),
+        lambda body: body.update(after="AA" * 32),
+        lambda body: body.update(after=""),
+        lambda body: body["slots"][0].update(type="quantum\n"),
+        lambda body: body["slots"][0].update(type="quantum\x1b[2J"),
+    ],
+    ids=["one more", "one less", "short", "capitals", "empty", "line end", "control characters"],
+)
+def test_a_body_with_other_members_or_texts_is_not_parsed(
+    pair: Pair, change: Callable[[dict[str, Any]], None]
+) -> None:
+    """Nothing is authenticated yet where the types of slots are shown."""
+    pair.edit_body(change)
+    with pytest.raises(IntegrityError, match="is no envelope"):
+        Envelope.from_json(pair.envelope.read_bytes())
+
+
+def test_an_envelope_shows_which_master_key_it_follows_on(tmp_path: Path) -> None:
+    others = bytes(range(64, 96)), bytes(range(96, 128))
+    with (
+        SecretBytes.copy_of(MASTER) as master,
+        SecretBytes.copy_of(WRAPPING) as wrapping_key,
+        SecretBytes.copy_of(others[0]) as before,
+        SecretBytes.copy_of(others[1]) as stranger,
+    ):
+        keys = {KEY_FILE: WrappingKey(wrapping_key)}
+        first = Envelope.create(master, keys)
+        following = Envelope.create(master, keys, after=before)
+        assert following.follows(before)
+        assert following.with_slots(master, keys).follows(before)
+        assert not following.follows(stranger)
+        assert not following.follows(master)
+        assert not first.follows(before)
+    key = hkdf(others[0], following.envelope_id, PREFIX + b"envelope/after")
+    proof = hmac.digest(key, following.master_id, "sha256")
+    assert json.loads(following.body)["after"] == proof.hex()
+    (tmp_path / "following.json").write_bytes(following.to_json())
+    assert read_envelope(tmp_path / "following.json", WRAPPING) == MASTER
+
+
+def test_a_recovery_slot_without_the_key_that_is_kept_is_damaged() -> None:
+    with SecretBytes.copy_of(MASTER) as master, SecretBytes.copy_of(WRAPPING) as wrapping_key:
+        envelope = Envelope.create(master, {RECOVERY: WrappingKey(wrapping_key)})
+        slot = replace(envelope.slots[RECOVERY], fields={})
+        with pytest.raises(IntegrityError, match="recovery slot is damaged"):
+            replace(envelope, slots={RECOVERY: slot}).recovery_key(master)
+
+
 def test_a_name_that_appears_twice_is_refused(pair: Pair) -> None:
     outer = json.loads(pair.envelope.read_bytes())
     text = json.dumps(outer)
@@ -295,9 +354,10 @@ def test_a_file_of_any_length_beyond_the_limit_is_refused(pair: Pair) -> None:
         pair.open()
 
 
-def test_a_newer_envelope_is_named(pair: Pair) -> None:
-    pair.edit_body(_set("version", 2))
-    with pytest.raises(UnsupportedFormatError, match=r"has format 2.*reads format 1"):
+@pytest.mark.parametrize("version", [0, 2])
+def test_an_envelope_of_another_version_is_named(pair: Pair, version: int) -> None:
+    pair.edit_body(_set("version", version))
+    with pytest.raises(UnsupportedFormatError, match=rf"has format {version}.*reads format 1"):
         pair.open()
 
 

@@ -1,6 +1,7 @@
 """A new master key: no database is ever without its key, whatever is killed or refused."""
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -32,15 +33,22 @@ from service_folders import (
 )
 from service_security import terminal
 from service_security.cli import main
-from service_security.errors import KeyUnavailableError, SecurityError, WrongKeyError
+from service_security.errors import (
+    KeyUnavailableError,
+    SecurityError,
+    StoreUnavailableError,
+    WrongKeyError,
+)
 from service_security.keys import open_keys, open_master_key
+from service_security.keys.derivation import master_id
 from service_security.keys.service_keys import open_envelope
 from service_security.rotate_command import rotate
 from service_security.secret_bytes import SecretBytes
-from service_security.store import SecureDb, schema
+from service_security.store import SecureDb, new_master, schema
 from service_security.store.header import Header
 from service_security.store.keys_lock import keys_held
 from service_security.store.kind import PLAIN_TABLE
+from service_security.store.rewrapping import rewrap
 
 if sys.platform != "win32":
     import fcntl
@@ -167,6 +175,21 @@ def test_the_new_phrase_opens_the_new_envelope_and_the_old_one_the_previous() ->
             master_killer.by_phrase(envelope, phrase)
 
 
+def test_the_new_envelope_has_its_name_durably(
+    service: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a power failure could bring the old one back, when the service has written under it."""
+    old, synced = ENVELOPE.read_bytes(), list[tuple[Path, bool]]()
+
+    def note(folder: Path) -> None:
+        assert "is the new one now" not in service.readouterr().out
+        synced.append((folder, ENVELOPE.read_bytes() != old and not NEXT.exists()))
+
+    monkeypatch.setattr(new_master, "sync_folder", note)
+    assert main(ROTATE) == 0
+    assert synced == [(ENVELOPE.parent, True)]
+
+
 def test_without_a_phrase_that_is_said(service: Output) -> None:
     assert main(["keys", "rotate", "--master", "--no-recovery"]) == 0
     assert "there is no recovery phrase" in service.readouterr().out
@@ -278,6 +301,31 @@ def test_refused_while_a_rotation_runs(service: Output) -> None:
     with keys_held(DATABASE):
         refused(service, main(ROTATE), "are being changed by somebody else")
     assert files() == before
+
+
+@pytest.mark.usefixtures("service")
+def test_a_database_whose_keys_change_right_now_is_left_until_that_is_done() -> None:
+    """A rotation may have begun since all databases were looked at."""
+    with open_master_key(ENVELOPE, SOURCE) as old, SecretBytes.generate() as new:
+        before = _header()
+        with keys_held(DATABASE), pytest.raises(StoreUnavailableError, match="somebody else"):
+            rewrap(DATABASE, old, new)
+        assert _header() == before
+        rewrap(DATABASE, old, new)
+        assert _header().master_id == master_id(new)
+
+
+@pytest.mark.skipif(
+    sys.platform == "win32" or os.geteuid() != 0, reason="only root gives files away"
+)
+@pytest.mark.usefixtures("service")
+def test_after_root_both_envelopes_belong_to_the_user_of_the_service() -> None:
+    """The folder may be root's, so it is the envelope beside them that counts."""
+    os.chown(ENVELOPE, 65534, 65533)
+    assert main(ROTATE) == 0
+    for path in (ENVELOPE, PREVIOUS):
+        assert (path.stat().st_uid, path.stat().st_gid) == (65534, 65533)
+        assert path.stat().st_mode & 0o777 == 0o600
 
 
 def test_refused_while_the_envelope_of_an_earlier_change_is_there(service: Output) -> None:
@@ -461,12 +509,17 @@ def test_a_copy_of_the_envelope_is_no_new_master_key(service: Output) -> None:
     assert files() == before
 
 
-def test_an_older_envelope_put_there_does_not_bring_its_master_key_back(service: Output) -> None:
+@pytest.mark.parametrize("earlier", [0, 1], ids=["the first", "one that followed on another"])
+def test_an_older_envelope_put_there_does_not_bring_its_master_key_back(
+    service: Output, earlier: int
+) -> None:
     """Its MAC is right and the same key opens it: it was the envelope before the leak."""
-    leaked = ENVELOPE.read_bytes()
-    assert main(ROTATE) == 0
-    PREVIOUS.unlink()
-    NEW_PHRASE.unlink()
+    for change in range(earlier + 1):
+        leaked = ENVELOPE.read_bytes()
+        assert main(ROTATE) == 0
+        PREVIOUS.unlink()
+        NEW_PHRASE.unlink()
+        assert ("after" in json.loads(json.loads(leaked)["body"])) == (change > 0)
     service.readouterr()
     NEXT.write_bytes(leaked)
     before = files()

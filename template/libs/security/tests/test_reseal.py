@@ -348,12 +348,24 @@ def test_an_envelope_that_went_meanwhile_is_not_made_again() -> None:
     assert not ENVELOPE.exists()
 
 
+def test_an_envelope_with_a_new_master_key_that_came_meanwhile_is_not_replaced() -> None:
+    """Its generation is that of the first one again, so the number alone tells nothing."""
+    _init()
+    with open_keys(ENVELOPE, OLD) as keys, SecretBytes.generate() as master:
+        new = Envelope.create(master, {keys.provider.slot_type: keys.wrapping}, after=keys.master)
+        assert new.generation == keys.envelope.generation
+        ENVELOPE.write_bytes(new.to_json())
+        with pytest.raises(ConfigurationError, match="changed by another command meanwhile"):
+            reseal(ENVELOPE, keys, KeySource.parse(NEW))
+    assert ENVELOPE.read_bytes() == new.to_json()
+
+
 def test_a_removed_slot_opens_nothing_and_an_old_copy_of_the_envelope_still_does() -> None:
     """What ``keys reseal`` says of itself: it revokes nothing. A new master key does."""
     master = _init()
     shutil.copy2(ENVELOPE, "copy.json")
     _reseal(OLD, "env:TEST_KEY")
-    with pytest.raises(ConfigurationError, match="opens by environment"):
+    with pytest.raises(ConfigurationError, match="opens with env:"):
         _master(OLD)
     with open_master_key(Path("copy.json"), OLD) as old, old.view as view:
         assert bytes(view) == master

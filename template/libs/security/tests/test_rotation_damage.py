@@ -2,7 +2,7 @@
 
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,11 @@ import apsw
 import pytest
 
 from conftest import MASTER
-from rotation_cases import DAY, RE, A, Clock, Found, Made, SealedRow, found, make
+from rotation_cases import DAY, RE, A, Clock, D, Found, Made, SealedRow, found, make
 from service_security.errors import IntegrityError, StoreUnavailableError
-from service_security.store import SecureDb, reencryption, row_pages
+from service_security.keys import rotation
+from service_security.keys.keyset import Keyset
+from service_security.store import SecureDb, key_rotation, reencryption, row_pages
 from service_security.store.info import read_info
 from service_security.store.record import RecordKeys, Row
 from service_security.store.rotation_report import RotationStep
@@ -317,6 +319,32 @@ def test_keys_whose_grace_is_over_are_destroyed_in_one_change_after_one_count(
     assert tended.destroyed == tuple(key_id for key_id in keys if key_id != 5)
     assert [step.key_id for step in steps if step.step == "destroyed"] == list(tended.destroyed)
     assert len(counts) == 1
+
+
+@pytest.mark.parametrize(("step", "key"), [("destroyed", Made(RE, 3)), ("forgotten", Made(D, 40))])
+def test_a_retirement_that_was_overtaken_is_done_the_next_time(
+    database: Path, monkeypatch: pytest.MonkeyPatch, step: str, key: Made
+) -> None:
+    make(database, {3: key, 4: Made(A)}, 4, {b"a": SealedRow(4)})
+    clock = Clock()
+    change: Callable[..., Keyset] = getattr(rotation, step)
+    with (
+        SecureDb.open(database, MASTER, clock=clock) as store,
+        SecureDb.open(database, MASTER, clock=clock) as other,
+    ):
+
+        def interfere(*arguments: Any) -> Keyset:
+            following = change(*arguments)
+            with monkeypatch.context() as patch:  # as where there is no lock
+                patch.setattr(key_rotation, "keys_held", lambda _: nullcontext())
+                assert other.rotation().run().key_id == 5
+            return following
+
+        with monkeypatch.context() as patch:
+            patch.setattr(rotation, step, interfere)
+            assert getattr(store.rotation().tend(), step) == ()
+        assert found(database).primary_id == 5
+        assert getattr(store.rotation().tend(), step) == (3,)
 
 
 @pytest.fixture

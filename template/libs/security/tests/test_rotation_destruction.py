@@ -189,15 +189,16 @@ def test_a_log_that_cannot_be_read_is_not_taken_for_a_clean_one(
     log.write_bytes(b"")
 
 
+@pytest.mark.parametrize("magic", [0x377F0682, 0x377F0683])
 @pytest.mark.parametrize(
     ("salts", "holds"), [(b"of this", False), (b"of last", True)], ids=["the log's", "another's"]
 )
 def test_frames_behind_the_end_of_a_log_are_from_before(
-    store: SecureDb, database: Path, salts: bytes, holds: bool
+    store: SecureDb, database: Path, salts: bytes, holds: bool, magic: int
 ) -> None:
     """Whatever page they are of: the header's may have been overwritten since."""
     store.flush()
-    log = struct.pack(">4I8s8x", 0x377F0682, 3_007_000, 4096, 7, b"of this\0")
+    log = struct.pack(">4I8s8x", magic, 3_007_000, 4096, 7, b"of this\0")
     log += struct.pack(">2I8s8x", 99, 0, b"of this\0") + bytes(4096)
     log += struct.pack(">2I8s8x", 98, 0, salts + b"\0") + bytes(4096)
     file = database.with_name("records.db-wal")

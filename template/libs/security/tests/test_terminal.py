@@ -301,6 +301,19 @@ def test_a_phrase_file_is_for_its_owner_and_never_replaces_one(tmp_path: Path) -
     assert file.read_bytes() == before
 
 
+def test_a_phrase_file_is_durable_before_anything_opens_with_it_and_durably_taken_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    make_service()
+    file, synced = Path("new phrase"), list[tuple[Path, bool]]()
+    monkeypatch.setattr(
+        terminal, "sync_folder", lambda folder: synced.append((folder, file.exists()))
+    )
+    with NewPhrase(file, ENVELOPE) as phrase, phrase.make():
+        assert synced == [(file.parent, True)]
+    assert synced == [(file.parent, True), (file.parent, False)]
+
+
 def test_of_two_runs_with_one_phrase_file_one_has_it_and_the_other_is_refused(
     tmp_path: Path,
 ) -> None:
