@@ -270,6 +270,7 @@ TPM_ONLY = """
     libs/security/tests/test_tpm_report.py
     libs/security/tests/test_tpm_session.py
     libs/security/tests/test_tpm_simulator.py
+    libs/security/tests/test_tpm_source.py
     libs/security/tests/test_tpm_tools.py
     libs/security/tests/test_tpm_transport.py
 """

@@ -20,10 +20,6 @@ from test_format import PHRASE
 KEY = bytes(range(100, 132))
 LIBRARY = Path(source.__file__).parents[1]
 
-has_tpm = pytest.mark.skipif(
-    not (LIBRARY / "keys" / "tpm" / "provider.py").exists(), reason="the TPM pieces are not there"
-)
-
 
 @pytest.fixture(autouse=True)
 def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,14 +87,6 @@ def test_a_service_that_has_nobody_to_ask_says_so() -> None:
     (provider,) = KeySource.parse("passphrase").providers
     with pytest.raises(KeyUnavailableError, match=r"nobody to ask.*passphrase:FILE"):
         provider.protect()
-
-
-@has_tpm
-@pytest.mark.parametrize("text", ["tpm2", "tpm2:/dev/tpm0", "tpm2:unix:/run/swtpm/socket"])
-def test_a_tpm_is_named_and_not_touched(text: str) -> None:
-    (provider,) = KeySource.parse(text, ProviderOptions(pcrs=(7,))).providers
-    assert provider.slot_type == "tpm2"
-    assert str(provider).startswith("tpm2")
 
 
 def test_a_tpm_without_its_pieces_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,26 +209,6 @@ def test_a_key_is_never_taken_for_a_path(scheme: str, kind: str) -> None:
     assert SECRETS[kind][:6] not in str(refusal.value)
 
 
-@has_tpm
-@pytest.mark.parametrize("kind", SECRETS)
-@pytest.mark.parametrize(
-    ("start", "said"),
-    [
-        *((start, "SERVICE_KEY_SOURCE does not say where") for start in ("", "x/", "unix:")),
-        ("tcp:", "not the address of a TPM"),
-        ("tcp:127.0.0.1:", "not the address of a TPM"),
-    ],
-)
-def test_a_secret_in_place_of_a_tpm_is_not_shown(kind: str, start: str, said: str) -> None:
-    secret = SECRETS[kind]
-    with pytest.raises(ConfigurationError, match=said) as refusal:
-        KeySource.parse(f"tpm2:{start}{secret}")
-    shown = str(refusal.value)
-    assert not [
-        secret[at : at + 6] for at in range(len(secret) - 5) if secret[at : at + 6] in shown
-    ]
-
-
 @pytest.mark.parametrize(
     "text",
     [
@@ -251,15 +219,17 @@ def test_a_secret_in_place_of_a_tpm_is_not_shown(kind: str, start: str, said: st
         "credential:{}",
         "passphrase:{}",
         "passphrase,passphrase:/{}",
-        pytest.param("tpm2:{}", marks=has_tpm),
-        pytest.param("tpm2:tcp:{}:1", marks=has_tpm),
     ],
 )
 def test_a_traceback_of_a_refused_source_has_nothing_of_it(text: str) -> None:
     """Some programs print the variables of each frame, and what an error came out of."""
-    secret = SECRETS["base64"]
+    assert_refused_without_a_trace(text.format(SECRETS["base64"]), SECRETS["base64"])
+
+
+def assert_refused_without_a_trace(text: str, secret: str) -> None:
+    """See that a source is refused, and that no frame of the traceback has the secret in it."""
     with pytest.raises(ConfigurationError) as refusal:
-        KeySource.parse(text.format(secret))
+        KeySource.parse(text)
     assert refusal.value.__context__ is None
     trace, variables = refusal.value.__traceback__, ""
     while trace is not None:
@@ -380,16 +350,6 @@ def test_neither_argon2_nor_a_tpm_is_imported_without_need(
     assert "service_security.keys.source" in imported
     assert not {name for name in imported if name.startswith((ARGON2, TPM))}
     assert not imported & {"socket", "getpass", "argparse", "apsw"}
-
-
-@has_tpm
-def test_a_key_in_a_tpm_is_opened_without_the_command_and_the_report() -> None:
-    program = "import sys, service_security.keys.tpm.provider; print(*sys.modules)"
-    imported = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    ).stdout.split()
-    assert f"{TPM}.client" in imported
-    assert not {f"{TPM}.command", f"{TPM}.report", "argparse"} & set(imported)
 
 
 def test_control_a_passphrase_imports_argon2() -> None:
