@@ -125,7 +125,7 @@ NEED_ROOT = (
 
 
 def may_be_skipped(test: str) -> bool:
-    """Tell whether a test needs root, to mount file systems or to give files away, which nobody requires here."""
+    """Tell whether a test needs root, for mounts or to give files away, and nobody requires that here."""
     return test.startswith(NEED_ROOT) and os.environ.get("SERVICE_SECURITY_REQUIRE_DEVICES") != "1"
 
 
