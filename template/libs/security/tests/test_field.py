@@ -3,7 +3,6 @@
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable
 
 import nacl.bindings
@@ -336,43 +335,47 @@ def test_a_forked_child_is_refused_even_while_another_thread_seals() -> None:
 
 
 class _Watched:
-    """A cipher that notes how many threads are in it; the real ones are for one at a time."""
+    """A cipher that notes whether a second thread came in; the real ones are for one at a time."""
 
-    def __init__(self) -> None:
-        self._inside = threading.Semaphore(1)
-        self.alone: list[bool] = []
+    def __init__(self, patience: float) -> None:
+        self._patience = patience
+        self._meeting = threading.Barrier(2)
+        self.met: list[bool] = []
 
     def _call(self, _nonce: bytes, data: bytes, _aad: bytes) -> bytes:
-        alone = self._inside.acquire(blocking=False)
-        time.sleep(0.002)
-        if alone:
-            self._inside.release()
-        self.alone.append(alone)
+        try:
+            self._meeting.wait(self._patience)
+            self.met.append(True)
+        except threading.BrokenBarrierError:
+            self.met.append(False)
+            self._meeting.reset()
         return data
 
     encrypt = decrypt = _call
 
 
+def _together(call: Callable[[], object]) -> None:
+    threads = [threading.Thread(target=call) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
 def test_threads_may_share_a_sealer() -> None:
-    watched = _Watched()
+    watched = _Watched(patience=0.01)
 
     def work() -> None:
         for _ in range(5):
             sealer.seal(VALUE, context=CONTEXT)
             sealer.open(sealed, context=CONTEXT)
 
-    def work_together(call: Callable[[], object]) -> None:
-        watched.alone.clear()
-        threads = [threading.Thread(target=call) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-
     with _sealer() as sealer:
         sealed = sealer.seal(VALUE, context=CONTEXT)
         sealer._ciphers = dict.fromkeys((1, 2), watched)  # type: ignore[arg-type]
-        work_together(work)
-        assert watched.alone == [True] * 40
-        work_together(lambda: watched.encrypt(b"", b"", b""))
-        assert False in watched.alone, "control"
+        _together(work)
+        assert watched.met == [False] * 40
+
+    control = _Watched(patience=60)
+    _together(lambda: control.encrypt(b"", b"", b""))
+    assert control.met == [True] * 4
