@@ -58,6 +58,8 @@ PLAIN_ONLY = """
 HARDENED_ONLY = """
     docker/collect_runtime.py
     docker/seccomp.json
+    src/my_service/smoke.py
+    tests/test_smoke.py
     docs/security/ADVISORIES.md
     docs/security/BACKUP.md
     docs/security/ENCRYPTION.md
