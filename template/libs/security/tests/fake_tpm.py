@@ -17,7 +17,7 @@ from service_security.keys.tpm.framing import ALGORITHMS, CURVES, GET_TEST_RESUL
 from service_security.keys.tpm.report import TpmReport, ask
 
 ADDRESS = Address("device", "/dev/tpmrm0")
-fuzz = settings(derandomize=True, database=None, deadline=None, max_examples=150)
+fuzz = settings(derandomize=True, database=None, max_examples=150)
 
 
 def response(parameters: bytes = b"", code: int = 0, tag: int = 0x8001) -> bytes:

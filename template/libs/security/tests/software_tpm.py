@@ -51,18 +51,22 @@ def swtpm(folder: Path, *endpoints: str, flags: str, at: Address) -> Iterator[bo
     """Run a software TPM with its state in ``folder``; say whether it came up."""
     need("swtpm")
     command = ["swtpm", "socket", "--tpm2", "--tpmstate", f"dir={folder},mode=0600", *endpoints]
+    bound = folder / "pid"  # written when it listens; else who answers might be another one
+    bound.unlink(missing_ok=True)
+    command += ["--pid", f"file={bound}"]
     quiet = subprocess.DEVNULL
     process = subprocess.Popen([*command, "--flags", flags], stdout=quiet, stderr=quiet)
     try:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while process.poll() is None and time.monotonic() < deadline:
-            with contextlib.suppress(TpmError), open_transport(at, timeout=1):
-                break
+            if bound.exists():
+                with contextlib.suppress(TpmError), open_transport(at, timeout=10):
+                    break
             time.sleep(0.005)
         yield process.poll() is None
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(60)
 
 
 @contextlib.contextmanager

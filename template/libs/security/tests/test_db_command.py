@@ -108,17 +108,19 @@ def _refused(output: Output, status: int, *sentences: str) -> None:
 
 
 WRITER = """
-import sys
+import time
 from pathlib import Path
 from service_security.keys import open_master_key
-from service_security.store import SecureDb
+from service_security.store import SecureDb, schema
 
+schema.BUSY_TIMEOUT_MS = 60_000
 with open_master_key(Path("data/envelope.json"), "file:secrets/service.key") as master_key:
     store = SecureDb.open("data/records.db", master_key)
 with store:
     for number in range(10**9):
         store.insert(b"written meanwhile %d" % number, b"value")
         print(number, flush=True)
+        time.sleep(0.002)  # or a command might find no moment to write in
 """
 
 
@@ -1295,18 +1297,19 @@ def test_an_interrupt_leaves_no_file_and_can_be_run_again(
     assert main(["db", *arguments]) == 0
 
 
-SLOW = """
+WAITS = """
 import sys, time
 from service_security.cli import main
 from service_security.progress import ProgressLine
 
 call = ProgressLine.__call__
 
-def slow(*arguments):
+def wait(*arguments):
     call(*arguments)
-    time.sleep(0.2)
+    for _ in range(2000):  # a signal may come just before a sleep, and be handled behind it
+        time.sleep(0.05)
 
-ProgressLine.__call__ = slow
+ProgressLine.__call__ = wait
 raise SystemExit(main())
 """
 
@@ -1321,7 +1324,7 @@ def test_a_signal_leaves_no_file(command: str) -> None:
         _move_database_away()
     before = _left_behind()
     process = subprocess.Popen(
-        [sys.executable, "-c", SLOW, "db", command, str(BACKUP)],
+        [sys.executable, "-c", WAITS, "db", command, str(BACKUP)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -1330,7 +1333,7 @@ def test_a_signal_leaves_no_file(command: str) -> None:
     assert process.stderr.readline().startswith("500 of 5000 records")
     assert _left_behind() > before, "control: there is something to leave behind"
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=90)
     assert process.returncode == 130
     assert out == ""
     assert err.endswith("service_security: stopped; run the command again\n")

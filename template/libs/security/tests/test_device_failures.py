@@ -238,7 +238,7 @@ def test_threads_that_write_together_lose_nothing_acknowledged_when_a_sync_fails
                 acknowledged.append(name)
 
     with SecureDb.open(template, MASTER) as store:
-        device.fail("sync", 15)
+        device.fail("sync", 20)  # of 8 writes at most, and one at least
         threads = [threading.Thread(target=write, args=(number,)) for number in range(8)]
         for thread in threads:
             thread.start()

@@ -314,7 +314,7 @@ def test_a_forked_child_is_refused_even_while_another_thread_seals() -> None:
     with sealer._lock:  # as another thread would hold it for ever in the child
         child = os.fork()
         if child == 0:
-            signal.alarm(5)  # rather than wait for the lock for ever
+            signal.alarm(60)  # rather than wait for the lock for ever
             answers = []
             for call, argument in ((sealer.seal, VALUE), (sealer.open, sealed)):
                 try:

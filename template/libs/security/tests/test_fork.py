@@ -46,7 +46,7 @@ ends = []
 for _ in range(120):
     child = os.fork()
     if not child:
-        signal.alarm(5)
+        signal.alarm(60)
         try:
             store._file.connection.txn_state()
         except apsw.ConnectionClosedError:
@@ -69,7 +69,7 @@ def test_a_child_of_a_process_that_takes_snapshots_inherits_nothing_and_forks(
         [sys.executable, "-W", "ignore", "-c", BESIDE_SNAPSHOTS, str(database)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=True,
     )
     assert (result.stdout, result.stderr) == ("{0} 500\n", "")
@@ -86,7 +86,7 @@ def _end_of_child(check: Callable[[], object]) -> int:
 def _be_child(check: Callable[[], object]) -> NoReturn:
     code = 1
     try:
-        signal.alarm(5)
+        signal.alarm(60)
         check()
         if not os.fork():
             os._exit(0)
@@ -113,7 +113,7 @@ def test_a_store_that_is_closed_while_a_fork_waits_for_it_does_no_harm(database:
 
             thread = threading.Thread(target=close)
             thread.start()
-            assert held.wait(5)
+            assert held.wait(60)
             assert _end_of_child(lambda: _refuse_open(store._file.connection)) == 0
             thread.join()
             closed += snapshot._file.closed
@@ -139,7 +139,7 @@ def test_a_store_that_is_opened_while_a_fork_waits_for_another_is_not_inherited(
             held.clear()
             thread = threading.Thread(target=open_another)
             thread.start()
-            assert held.wait(5)
+            assert held.wait(60)
             assert _end_of_child(lambda: _refuse_open(opened[-1]._file.connection)) == 0
             thread.join()
         assert len(opened) == 5
@@ -163,22 +163,30 @@ def test_a_fork_waits_for_a_store_that_is_being_opened(
     database: Path, monkeypatch: pytest.MonkeyPatch, waits: bool
 ) -> None:
     """Or the child would have a connection that nobody closes."""
-    made, is_connected = list[apsw.Connection](), threading.Event()
+    made, is_connected, goes_on = list[apsw.Connection](), threading.Event(), threading.Event()
+    stand_still = store_file._all_stand_still
 
     def slow(path: Path) -> apsw.Connection:
         made.append(connect(path))
         is_connected.set()
-        time.sleep(0.2)
+        assert goes_on.wait(60)
         return made[0]
+
+    def noted() -> bool:
+        if stand_still():
+            return True
+        goes_on.set()  # the fork has found that it has to wait
+        return False
 
     SecureDb.open(database, MASTER).close()
     monkeypatch.setattr("service_security.store.secure_db.connect", slow)
+    monkeypatch.setattr(store_file, "_all_stand_still", noted)
     if not waits:  # the control
         monkeypatch.setattr(store_file, "_busy", _Forgetful())
     opened: list[SecureDb] = []
     thread = threading.Thread(target=lambda: opened.append(SecureDb.open(database, MASTER)))
     thread.start()
-    assert is_connected.wait(5)
+    assert is_connected.wait(60)
 
     def check() -> None:
         assert _is_closed(made[0]) is waits
@@ -186,6 +194,7 @@ def test_a_fork_waits_for_a_store_that_is_being_opened(
     try:
         assert _end_of_child(check) == 0
     finally:
+        goes_on.set()
         thread.join()
     assert opened[0].insert(b"name", b"value")
     opened[0].close()
@@ -233,11 +242,11 @@ def test_threads_that_open_stores_in_transactions_do_not_wait_for_a_fork_for_eve
     for thread in threads:
         thread.start()
     try:
-        ends = [_end_of_child(lambda: None) for _ in range(30)]
+        ends = [_end_of_child(lambda: None) for _ in range(10)]
     finally:
         stop.set()
         for thread in threads:
-            thread.join(20)
+            thread.join(120)
     assert not any(thread.is_alive() for thread in threads)
     assert (set(ends), failures) == ({0}, [])
 
@@ -256,7 +265,7 @@ with keys_lock.keys_held(Path(sys.argv[1])):
     if not os.fork():
         os.write(told, b"x")
         os.close(1)
-        time.sleep(60)
+        time.sleep(600)
     os.read(ready, 1)
     os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -272,7 +281,7 @@ def test_a_child_does_not_keep_the_lock_of_a_process_that_was_killed(
         stdout=subprocess.PIPE,
         start_new_session=True,
     ) as process:
-        assert process.wait(20) == -signal.SIGKILL
+        assert process.wait(120) == -signal.SIGKILL
         try:
             with keys_held_if_free(database) as held:
                 assert held is (in_child == "closed")

@@ -1,7 +1,6 @@
 """Writers that share a transaction: what becomes of one is nobody else's business."""
 
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -11,7 +10,7 @@ from typing import Any
 import apsw
 import pytest
 
-from conftest import Opener
+from conftest import Opener, until
 from service_security.errors import StoreUnavailableError
 from service_security.store import SecureDb
 from service_security.store.group_commit import GroupCommit, Write
@@ -35,7 +34,7 @@ class Writers:
         self.groups.append(names)
         if names == [b"leader"]:
             self._is_held.set()
-            assert self._go_on.wait(30)
+            assert self._go_on.wait(120)
         self.hook(group)
         self._commit(group)
 
@@ -57,13 +56,13 @@ class Writers:
     def behind_a_leader(self) -> Iterator[None]:
         """Hold a leader up while the block starts its followers; then let all of them finish."""
         self.start(b"leader", lambda: self.store.insert(b"leader", b""))
-        assert self._is_held.wait(30)
+        assert self._is_held.wait(120)
         try:
             yield
         finally:
             self._go_on.set()
             for thread in self._threads:
-                thread.join(30)
+                thread.join(120)
                 assert not thread.is_alive()
 
     def follow(self, *names: bytes) -> None:
@@ -76,14 +75,6 @@ class Writers:
         waiting = len(self.store._writer._queue._waiting)
         self.start(name, call)
         until(lambda: len(self.store._writer._queue._waiting) == waiting + 1)
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for something that another thread is about to do."""
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
 
 
 @pytest.fixture
@@ -404,7 +395,7 @@ def test_a_transaction_of_one_thread_keeps_the_others_waiting(writers: Writers) 
         assert store.get(b"inside") == b"1"
         store.remove(b"inside")
     for thread in threads:
-        thread.join(30)
+        thread.join(120)
     assert writers.outcomes == {b"inside": True, b"b": True, b"c": True, b"d": True}
 
 

@@ -294,15 +294,17 @@ def test_rotate_while_the_service_runs_loses_no_write() -> None:
 @contextmanager
 def _service_that_writes() -> Iterator[list[bytes]]:
     script = (
-        "import sys\n"
+        "import time\n"
         "from pathlib import Path\n"
         "from service_security.keys import open_master_key\n"
-        "from service_security.store import SecureDb\n"
+        "from service_security.store import SecureDb, schema\n"
+        "schema.BUSY_TIMEOUT_MS = 60_000\n"
         f"with open_master_key(Path({str(ENVELOPE)!r}), {SOURCE!r}) as master:\n"
         f"    store = SecureDb.open({str(DATABASE)!r}, master)\n"
         "for number in range(10**9):\n"
         "    store.insert(b'meanwhile %d' % number, b'value')\n"
         "    print('meanwhile', number, flush=True)\n"
+        "    time.sleep(0.005)\n"  # or the command might find no moment to write in
     )
     written: list[bytes] = []
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
@@ -319,10 +321,10 @@ def _service_that_writes() -> Iterator[list[bytes]]:
     reader = threading.Thread(target=read)
     reader.start()
     try:
-        assert begun.wait(30)
+        assert begun.wait(120)
         yield written
         begun.clear()
-        assert begun.wait(30)  # it goes on
+        assert begun.wait(120)  # it goes on
     finally:
         process.kill()
         process.wait()
@@ -449,7 +451,7 @@ def test_of_two_rotations_at_once_neither_harms(service: Output) -> None:
     fill(2000)
     arguments = [sys.executable, "-m", "service_security", "keys", "rotate", "--quiet"]
     processes = [subprocess.Popen(arguments, stdout=subprocess.DEVNULL) for _ in range(3)]
-    assert {process.wait(timeout=60) for process in processes} <= {0, 2}
+    assert {process.wait(timeout=120) for process in processes} <= {0, 2}
     assert contents() == expected(2000)
     assert _status(service)["rotation"]["unfinished"] is None
 

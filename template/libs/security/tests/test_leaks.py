@@ -42,7 +42,7 @@ from service_security.errors import (
     WrongKeyError,
 )
 from service_security.secret_bytes import SecretBytes
-from service_security.store import SecureDb, secure_db
+from service_security.store import SecureDb, log, secure_db
 from service_security.store.backup import check_backup, restore_backup, write_backup
 from service_security.store.field import FieldSealer
 
@@ -288,6 +288,17 @@ def _full_disk(case: Case) -> None:
         case.refused(_in_transaction, store, lambda: store.insert(case.names[0], large))
 
 
+@contextlib.contextmanager
+def _impatient() -> Iterator[None]:
+    defaults = {"patience_ms": 1}
+    with (
+        patch.object(log, "BUSY_TIMEOUT_MS", 1),
+        patch.object(log.empty_log, "__kwdefaults__", defaults),
+    ):
+        yield
+
+
+@_impatient()
 def _busy(case: Case) -> None:
     with case.open() as store, contextlib.closing(apsw.Connection(str(case.path))) as other:
         store._file.connection.set_busy_timeout(1)
@@ -385,13 +396,13 @@ def _writers_together(case: Case) -> None:
         device.mend()
 
 
+@_impatient()
 def _readers(case: Case) -> None:
     with case.open(read_only=True) as store:
         case.every_call(store)
         with case.open() as writer, writer.snapshot() as snapshot:
             case.every_call(snapshot)
             writer.insert(case.names[0], b"")
-            writer._file.connection.set_busy_timeout(1)
             case.refused(writer.flush)
     case.refused(SecureDb.open, case.folder / "missing" / "records.db", case.master)
     case.refused(SecureDb.open, case.folder / "none.db", case.master, read_only=True)
@@ -489,7 +500,8 @@ def _provoke(
 @pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
 @pytest.mark.parametrize("provoke", PROVOKED, ids=lambda provoke: provoke.__name__[1:])
 @settings(
-    max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=4,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(data=st.lists(secrets, min_size=6, max_size=6, unique=True))
 def test_no_error_shows_a_name_a_value_or_a_key(
@@ -520,7 +532,7 @@ def test_the_log_of_sqlite_itself_shows_nothing_either(tmp_path: Path) -> None:
         [sys.executable, "-W", "ignore", "-X", "dev", "-c", LISTENER, tmp_path],
         input="\n".join(secret.hex() for secret in data).encode(),
         capture_output=True,
-        timeout=120,
+        timeout=300,
         check=False,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
     )

@@ -171,7 +171,7 @@ def child(program: str, *arguments: object) -> Iterator[Child]:
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
         yield Child(process)
-        process.communicate("\n", timeout=30)
+        process.communicate("\n", timeout=120)
     assert process.returncode == 0
 
 

@@ -13,6 +13,7 @@ import apsw
 import pytest
 
 import master_killer
+from conftest import until
 from service_folders import (
     DATABASE,
     ENVELOPE,
@@ -555,22 +556,39 @@ def test_whoever_has_the_database_open_under_the_old_key_can_do_no_harm() -> Non
     assert contents() == expected(30)
 
 
+WAITS_WHILE_IT_IS_ALONE = """
+import sys
+from service_security import rotate_command
+from service_security.cli import main
+
+class Waiting:
+    def format(self, path):
+        sys.stdin.readline()
+        return "The others have been refused."
+
+rotate_command._MASTER_STEPS["sealed"] = Waiting()
+raise SystemExit(main(sys.argv[1:]))
+"""
+
+
 @posix
 @pytest.mark.usefixtures("service")
 def test_of_two_at_once_one_makes_the_key_and_the_other_changes_nothing() -> None:
     for path in (SECOND, Path("data/third.db")):
         fill(5, path)
-    arguments = [sys.executable, "-m", "service_security", *ROTATE[:-1]]
+    arguments = [sys.executable, "-c", WAITS_WHILE_IT_IS_ALONE, *ROTATE[:-1]]
     processes = [
         subprocess.Popen(
             [*arguments, f"phrase {number}"],
+            stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
         )
         for number in range(3)
     ]
-    errors = [process.communicate(timeout=60)[1] for process in processes]
+    until(lambda: sum(process.poll() is not None for process in processes) >= 2)
+    errors = [process.communicate("\n", timeout=120)[1] for process in processes]
     ended = [process.returncode for process in processes]
     assert sorted(ended) == [0, 2, 2], errors
     made = ended.index(0)

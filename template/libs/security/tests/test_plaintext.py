@@ -20,7 +20,8 @@ def _found(folder: Path, needles: "list[bytes]") -> set[bytes]:
 
 
 @settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=25,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(names=st.lists(needles, min_size=1, max_size=5), value=needles)
 def test_no_file_shows_a_name_or_a_value(

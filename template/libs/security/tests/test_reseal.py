@@ -564,7 +564,7 @@ def test_of_two_reseals_at_once_one_wins(tmp_path: Path) -> None:
         for process in processes:
             process.start()
         for process in processes:
-            process.join(60)
+            process.join(120)
         statuses = [process.exitcode for process in processes]
         assert sorted(statuses, key=str) == [0, 3]
         won = targets[statuses.index(0)]

@@ -772,7 +772,7 @@ def test_a_batch_without_a_durable_lease_is_not_sealed(
 
 
 WRITER = """
-import sys
+import sys, time
 from service_security.store import SecureDb, schema
 
 schema.BUSY_TIMEOUT_MS = 60_000  # whatever else the machine does
@@ -783,6 +783,7 @@ with SecureDb.open(sys.argv[1], bytes(range(32))) as store:
         if store.get(name) != b"%d" % number:
             sys.exit("it reads something else")
         print(number, flush=True)
+        time.sleep(0.002)  # or the rotation might find no moment to write in
 """
 
 

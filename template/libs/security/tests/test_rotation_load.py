@@ -33,13 +33,16 @@ def _fill(store: SecureDb) -> None:
 
 
 WRITER = """
-import sys
-from service_security.store import SecureDb
+import sys, time
+from service_security.store import SecureDb, schema
+
+schema.BUSY_TIMEOUT_MS = 60_000  # whatever else the machine does
 
 with SecureDb.open(sys.argv[1], bytes(range(32))) as store:
     for number in range(1_000_000):
         store.insert(b"of another process", b"%d" % number)
         print(number, flush=True)
+        time.sleep(0.002)  # or the rotation might find no moment to write in
 """
 
 

@@ -302,5 +302,5 @@ class Life(RuleBasedStateMachine):
                 assert _key(self.keyset, key_id) == _key(self.before, key_id) != bytes(32)
 
 
-Life.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+Life.TestCase.settings = settings(max_examples=60, stateful_step_count=40)
 TestLife = Life.TestCase

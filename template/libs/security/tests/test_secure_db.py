@@ -114,12 +114,12 @@ def test_flush_empties_the_log(store: SecureDb, database: Path) -> None:
     assert log.stat().st_size == 0
 
 
+@pytest.mark.usefixtures("impatient")
 def test_flush_says_when_a_reader_is_in_the_way(store: SecureDb, database: Path) -> None:
     store.insert(b"name", b"value")
     reader = apsw.Connection(str(database))
     reader.execute("BEGIN; SELECT * FROM record")
     store.insert(b"name", b"another")
-    store._file.connection.set_busy_timeout(10)
     with pytest.raises(StoreUnavailableError, match="Nothing is lost"):
         store.flush()
     reader.close()

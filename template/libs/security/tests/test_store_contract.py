@@ -442,7 +442,6 @@ def test_any_sequence_of_calls_behaves_like_a_dict(
     test.settings = settings(
         max_examples=15,
         stateful_step_count=20,
-        deadline=None,
         suppress_health_check=list(HealthCheck),
     )
     test.runTest()

@@ -60,7 +60,7 @@ class Person:
         self.seen = ""
         self._looked_at = 0
 
-    def sees(self, text: str, *, deadline_s: float = 30) -> str:
+    def sees(self, text: str, *, deadline_s: float = 120) -> str:
         """Wait for a text behind the one of the last time, and return all up to its end."""
         start, until = self._looked_at, time.monotonic() + deadline_s
         while text not in self.seen[start:]:
@@ -76,6 +76,17 @@ class Person:
         """Press a control key."""
         os.write(self._screen, key)
 
+    def is_waited_for(self) -> None:
+        """Wait until the command reads: an interrupt just before that is handled behind it."""
+        status = Path(f"/proc/{self._process.pid}/stat")
+        if not status.exists():
+            time.sleep(0.5)
+            return
+        asleep = 0
+        while asleep < 3:
+            time.sleep(0.02)
+            asleep = asleep + 1 if status.read_text().rpartition(")")[2].split()[0] == "S" else 0
+
     def reads_phrase(self) -> list[str]:
         """Wait for a new phrase, say that it is written down, and return its words."""
         words = words_in(self.sees("written down: "))
@@ -87,7 +98,7 @@ class Person:
         """Return the word that is asked for."""
         return words[int(self.sees(": ").removesuffix(": ")) - 1]
 
-    def ends(self, *, deadline_s: float = 30) -> int:
+    def ends(self, *, deadline_s: float = 120) -> int:
         """Wait for the end of the command, and return its status."""
         until = time.monotonic() + deadline_s
         while self._reads(until):
@@ -209,7 +220,7 @@ def test_who_gives_up_finds_nothing_made_and_no_phrase_on_the_screen(
     with person_runs("init") as person:
         person.reads_phrase()
         person.sees(": ")
-        time.sleep(0.1)  # until it waits: what comes just before that is handled behind it
+        person.is_waited_for()
         person.presses(key)
         assert person.ends() == status
         assert sentence in person.seen.partition(CLEAR)[2]

@@ -725,9 +725,9 @@ def test_tpm_that_serves_another_program_is_waited_for_in_vain(
 ) -> None:
     """A software TPM without a resource manager serves one connection at a time."""
     fields = protected(tpm.provider())[1]
-    monkeypatch.setattr(provider_module, "TIMEOUT", 0.1)
-    with open_transport(parse_address(tpm.address)) as held:
+    with open_transport(parse_address(tpm.address)) as held, monkeypatch.context() as patch:
         assert held.exchange(HARMLESS)
+        patch.setattr(provider_module, "TIMEOUT", 0.1)
         with pytest.raises(errors.TpmSilentError, match="no other program holds it"):
             tpm.provider().unprotect(fields)
     assert unprotected(tpm.provider(), fields)

@@ -148,7 +148,13 @@ from service_security.store import batches, transfer
 
 batches.BATCH_RECORDS = 20
 folder = DataFolder(Path(sys.argv[1]))
-arguments = {"progress": lambda done, total: print(done, flush=True)}
+
+def progress(done, total):
+    print(done, flush=True)
+    if sys.argv[3] == "waits" and done >= total // 2:
+        sys.stdin.read()
+
+arguments = {"progress": progress}
 with SecretBytes.copy_of(bytes(range(32))) as master:
     if sys.argv[2] == "import":
         transfer.import_records(folder, master, cipher="xchacha20poly1305", **arguments)
@@ -169,12 +175,15 @@ def test_a_killed_transfer_leaves_one_whole_database_and_goes_on(
         source, goal = goal, source
     kills = 0
     for turn in range(40):
+        how = "waits" if turn < 2 else "goes on"
         process = subprocess.Popen(
-            [sys.executable, "-c", TRANSFER, str(folder.path), direction], stdout=subprocess.PIPE
+            [sys.executable, "-c", TRANSFER, str(folder.path), direction, how],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
         )
         assert process.stdout is not None
         process.stdout.readline()
-        time.sleep(0.004 * turn)
+        time.sleep(0.005 * 1.25**turn)  # 38 s in the end, so that it does come to its end
         process.kill()
         process.communicate()
         if process.returncode == -signal.SIGKILL:
@@ -571,9 +580,16 @@ def test_a_plain_database_with_a_transaction_to_roll_back_is_imported(folder: Da
 
 LATE_WRITER = """
 import sys
+import apsw
 from service_security.errors import SecurityError
-from service_security.store import SecureDb, replacement, transfer
+from service_security.store import SecureDb
 
+class Telling(apsw.Connection):
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        print("has the file", flush=True)
+
+apsw.Connection = Telling
 try:
     with SecureDb.open(sys.argv[1], bytes(range(32))) as store:
         store.insert(b"late", b"write")
@@ -596,10 +612,11 @@ def test_no_write_slips_in_between_the_check_and_the_rename(
             [sys.executable, "-c", LATE_WRITER, str(database)], stdout=subprocess.PIPE, text=True
         )
         answers.append(writer)
-        time.sleep(0.5)  # it has opened the file by now, and waits for the lock
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "has the file\n"  # and now it waits for the lock
         return publish(draft, database)
 
     monkeypatch.setattr(transfer, "publish", publish_after_a_late_writer)
     assert _export(folder).count == len(RECORDS)
-    assert answers[0].communicate(timeout=30)[0].strip() == "IntegrityError"
+    assert answers[0].communicate(timeout=120)[0].strip() == "IntegrityError"
     assert _read_plain(folder.database) == RECORDS
