@@ -1,12 +1,31 @@
 """Fixtures: the throw-away template, renders shared by all tests and processes, projects to change."""
 
+import contextlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from containers.engine import connect, name_the_run, remove_what_this_run_made
 from scaffold import Answers, Shared, Template, commit_all, git
+
+
+def _is_worker(config: pytest.Config) -> bool:
+    return hasattr(config, "workerinput")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Name this run, once for all its processes: containers, volumes and images are called after it."""
+    if not _is_worker(config):
+        name_the_run()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove what the run has left on a container engine; its images are shared until the end."""
+    if not _is_worker(config) and (client := connect()) is not None:
+        with contextlib.closing(client):
+            remove_what_this_run_made(client)
 
 
 @pytest.fixture(scope="session", autouse=True)

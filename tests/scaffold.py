@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import copier
+import pytest
 
 from scripts.worktree_copy import ROOT as ROOT
 from scripts.worktree_copy import copy_template, version_of
@@ -60,6 +61,15 @@ def commit_all(where: Path, message: str = "State") -> None:
     """Commit the whole folder, as its owner would: what it ignores stays out."""
     git(where, "add", "--all")
     git(where, "commit", "--quiet", "--allow-empty", "--message", message)
+
+
+def require(present: bool, what: str, *, optional: bool = False) -> None:
+    """Skip, or fail where everything has to be there, if a component is missing."""
+    if present:
+        return
+    if os.environ.get("BARTIZAN_REQUIRE") == "all" and not optional:
+        pytest.fail(f"{what} is missing, and BARTIZAN_REQUIRE=all asks for it")
+    pytest.skip(f"{what} is not on this machine")
 
 
 @dataclass(frozen=True)

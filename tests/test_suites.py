@@ -27,6 +27,7 @@ from scaffold import (
     git,
     install,
     outside_environment,
+    require,
     run,
 )
 
@@ -60,15 +61,6 @@ class Suite:
                 if case.find("skipped") is not None
             ),
         )
-
-
-def require(present: bool, what: str, *, optional: bool = False) -> None:
-    """Skip, or fail where everything has to be there, if a component is missing."""
-    if present:
-        return
-    if os.environ.get("BARTIZAN_REQUIRE") == "all" and not optional:
-        pytest.fail(f"{what} is missing, and BARTIZAN_REQUIRE=all asks for it")
-    pytest.skip(f"{what} is not on this machine")
 
 
 def interpreter(version: str) -> str:

@@ -1,0 +1,1 @@
+"""Tests of the containers, on a real engine."""
