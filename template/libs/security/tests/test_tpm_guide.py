@@ -12,19 +12,19 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
+from guide import DOCUMENTS, Block, sections
 from service_security.keys import open_master_key
 from service_security.keys.tpm.errors import PROVISION
 from service_security.store import SecureDb
 from software_tpm import SoftwareTpm, need, software_tpms
 
-PAGE = Path(__file__).parents[3] / "docs" / "security" / "TPM.md"
+PAGE = DOCUMENTS / "TPM.md"
 if not PAGE.exists():
     pytest.skip("docs/security/TPM.md is not there", allow_module_level=True)
 
@@ -39,12 +39,15 @@ import os, sys
 
 words = [os.environ["TEST_TPM"] if word == "tpm2" else word for word in sys.argv[1:]]
 match words:
-    case ["run", "just", *rest]:
-        pass
-    case ["run", "python", "-m", "service_security", "tpm"]:
+    case ["run", "just", "up"]:
+        os.environ["SERVICE_KEY_SOURCE"] = os.environ["TEST_TPM"]
+        rest = ["init"]
+    case ["run", "just", "tpm"]:
         rest = ["tpm"] + (["--address", os.environ["TEST_TPM"].partition(":")[2]])
         if "SERVICE_KEY_SOURCE" in os.environ:
             rest = ["tpm"]
+    case ["run", "just", *rest]:
+        pass
     case _:
         raise SystemExit("unknown: " + " ".join(words))
 if rest[0] == "init" or rest[:2] == ["keys", "recover"]:
@@ -56,17 +59,14 @@ os.execv(sys.executable, [sys.executable, "-m", "service_security", *rest])
 DOCKER = """#!{python}
 import os, sys
 
-assert os.environ["TPM_GID"].isdigit()
+settings = dict(line.split("=", 1) for line in open(".env").read().splitlines())
+assert settings["COMPOSE_FILE"] == "docker-compose.yml:docker-compose.tpm.yml"
+assert settings["TPM_GID"].isdigit()
 match sys.argv[1:]:
-    case ["compose", "-f", "docker-compose.yml", "-f", "docker-compose.tpm.yml", *words]:
-        pass
-match words:
-    case ["up", "-d"]:
+    case ["compose", "build"]:
         raise SystemExit
-    case ["run", "--rm", "--entrypoint", "/app/.venv/bin/python", "init", "-I", *command]:
-        pass
-    case ["run", "--rm", "init"]:
-        command = ["-m", "service_security", "init", "--phrase-file", "phrase"]
+    case ["compose", "run", "--rm", "--entrypoint", python, "init", "-I", *command]:
+        assert python == "/app/.venv/bin/python"
 os.environ["SERVICE_KEY_SOURCE"] = os.environ["TEST_TPM"]
 os.execv(sys.executable, [sys.executable, *command])
 """
@@ -82,27 +82,6 @@ status=$?
 {flush} -t
 exit $status
 """
-
-
-@dataclass(frozen=True)
-class Block:
-    """A fenced block."""
-
-    language: str
-    text: str
-
-
-def _sections() -> dict[str, list[Block]]:
-    """Return the blocks of the page by heading."""
-    found: dict[str, list[Block]] = defaultdict(list)
-    heading = ""
-    pattern = r"^#+ ([^\n]+)$|^```(\w+)\n(.*?)^```$"
-    for title, language, text in re.findall(pattern, PAGE.read_text(), re.MULTILINE | re.DOTALL):
-        if title:
-            heading = title
-        else:
-            found[heading].append(Block(language, text))
-    return dict(found)
 
 
 @dataclass
@@ -225,14 +204,14 @@ def scene(heading: str) -> Callable[[Scene], Scene]:
     return register
 
 
-@pytest.mark.parametrize("heading", _sections())
+@pytest.mark.parametrize("heading", sections(PAGE))
 def test_blocks_of_the_page_do_what_it_says(new_machine: Maker, heading: str) -> None:
-    blocks = _sections()[heading]
+    blocks = sections(PAGE)[heading]
     assert SCENES[heading](new_machine, blocks) == blocks
 
 
 def test_every_scene_is_of_a_section_of_the_page() -> None:
-    assert list(_sections()) == list(SCENES)
+    assert list(sections(PAGE)) == list(SCENES)
 
 
 @scene("On a machine")
@@ -252,8 +231,10 @@ def _on_a_machine(new: Maker, blocks: list[Block]) -> list[Block]:
 
 @scene("In a container")
 def _in_a_container(new: Maker, blocks: list[Block]) -> list[Block]:
+    settings, start = blocks
     machine = new()
-    assert REPORT in machine.run(blocks[0])
+    machine.run(settings)
+    assert REPORT in machine.run(start)
     assert machine.slot()
     return machine.ran
 
@@ -325,7 +306,7 @@ def _owner_password(new: Maker, blocks: list[Block]) -> list[Block]:
 
 
 def test_page_and_message_have_the_same_commands() -> None:
-    (block,) = _sections()["The owner has a password"]
+    (block,) = sections(PAGE)["The owner has a password"]
     of_page = block.text.replace("sudo ", "").replace("\\\n  ", "").replace("\n", "; ")
     assert of_page == PROVISION.replace("OWNER-PASSWORD", "owner-password") + "; "
 
