@@ -192,22 +192,23 @@ class Deployment:
         """Where its key is on this machine."""
         return self.folder / "secrets" / "container.key"
 
-    def attempt(
-        self, *arguments: str, environment: Mapping[str, str] | None = None, timeout: float = 300
-    ) -> CompletedProcess[str]:
-        """Run `docker compose` for it; the caller looks at the exit code."""
-        chosen = [word for name in self.files for word in ("--file", name)]
-        return run(
-            self.folder,
-            *("docker", "compose", "--project-name", self.name, *chosen, *arguments),
-            # Any free port: `url` asks the engine which one it has become.
-            environment={"SERVICE_PORT": "0"} | dict(environment or {}),
-            timeout=timeout,
-        )
+    @property
+    def environment(self) -> dict[str, str]:
+        """What makes `docker compose`, and recipes that call it, mean this service."""
+        return {
+            "COMPOSE_PROJECT_NAME": self.name,
+            "COMPOSE_FILE": os.pathsep.join(self.files),
+            # Any free port: `client` asks the engine which one it has become.
+            "SERVICE_PORT": "0",
+        }
 
-    def compose(self, *arguments: str, environment: Mapping[str, str] | None = None) -> str:
+    def run(self, *command: str, timeout: float = 300) -> CompletedProcess[str]:
+        """Run a command in its project; the caller looks at the exit code."""
+        return run(self.folder, *command, environment=self.environment, timeout=timeout)
+
+    def compose(self, *arguments: str) -> str:
         """Run `docker compose` for it, which has to succeed, and return what it printed."""
-        done = self.attempt(*arguments, environment=environment)
+        done = self.run("docker", "compose", *arguments)
         assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{self.said()}"
         return done.stdout
 
@@ -216,11 +217,7 @@ class Deployment:
         self.key.parent.mkdir(mode=0o700, exist_ok=True)
         self.key.unlink(missing_ok=True)
         self.key.write_bytes(secrets.token_bytes(32) if key is None else key)
-        if os.geteuid() == 0:
-            os.chown(self.key, SERVICE_UID, SERVICE_UID)
-            self.key.chmod(0o400)
-        else:
-            self.key.chmod(0o444)
+        self.key.chmod(0o444)
 
     def initialise(self) -> None:
         """Make the key and the envelope, without a recovery phrase, because there is no terminal."""
@@ -234,11 +231,11 @@ class Deployment:
 
     def command(self, *arguments: str) -> CompletedProcess[str]:
         """Run the `init` container with a command of service_security in place of `init`."""
-        return self.attempt("run", "--rm", "--no-TTY", "init", *arguments)
+        return self.run("docker", "compose", "run", "--rm", "--no-TTY", "init", *arguments)
 
     def once(self) -> CompletedProcess[str]:
         """Run the service in the foreground, with no restart: for one that is expected to end by itself."""
-        return self.attempt("run", "--rm", "--no-TTY", "--no-deps", "service", timeout=PATIENCE)
+        return self.run("docker", "compose", "run", "--rm", "--no-TTY", "service", timeout=PATIENCE)
 
     @property
     def container(self) -> Container:
@@ -260,7 +257,7 @@ class Deployment:
 
     def said(self) -> str:
         """Return what all its containers have written, if there are any."""
-        return self.attempt("logs", "--no-log-prefix", "--no-color", "service").stdout
+        return self.run("docker", "compose", "logs", "--no-log-prefix", "--no-color", "service").stdout
 
     def inside(self, code: str, *, user: str = "") -> str:
         """Run Python code in the running container, which has to succeed; return what it printed."""
