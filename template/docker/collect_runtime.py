@@ -3,14 +3,18 @@
 Runs in the builder stage of the Dockerfile, on an official python:*-slim image, and writes a tree
 that is laid over the base image. Nothing is installed there, files are only copied:
 
-- shared libraries come with their dpkg record and licence: scanners and lawyers look for those;
+- shared libraries come with their dpkg records and licence: scanners and lawyers look for those;
 - modules are compiled for good: a read-only root can cache no bytecode;
-- tests, installers and console scripts stay behind: nothing in the image may run them;
+- tests, installers and programs stay behind: nothing in the image may run them;
+- binaries stay as they were published, debugging symbols too: what a wheel brought can be compared
+  with its RECORD, and so with the hash in uv.lock;
 - owners, modes and times are the same in every build.
 """
 
 import argparse
 import compileall
+import csv
+import hashlib
 import os
 import re
 import shutil
@@ -25,17 +29,31 @@ SERVICE_UID = 65532
 PREFIX = Path(sys.base_prefix)
 PYTHON = f"python{sys.version_info.major}.{sys.version_info.minor}"
 
-# Parts of the standard library that need a terminal, a display, a compiler or pip.
+# Parts of the standard library that need a terminal, a display, a compiler, pip or another system,
+# and what cannot be imported without them. What is not here can be imported, every module of it.
 LEFT_BEHIND = frozenset(
     {
         "__phello__",
-        "_pyrepl",
+        "_android_support.py",
+        "_distutils_system_mod.py",
+        "_ios_support.py",
+        "asyncio/__main__.py",
+        "asyncio/windows_events.py",
+        "asyncio/windows_utils.py",
+        "cgitb.py",
+        "crypt.py",
         "curses",
-        "dbm",
+        "dbm/gnu.py",
+        "dbm/ndbm.py",
         "dist-packages",
+        "distutils/msvc9compiler.py",
+        "encodings/mbcs.py",
+        "encodings/oem.py",
         "ensurepip",
         "idlelib",
         "lib2to3",
+        "msilib",
+        "multiprocessing/popen_spawn_win32.py",
         "pydoc.py",
         "pydoc_data",
         "site-packages",
@@ -43,7 +61,9 @@ LEFT_BEHIND = frozenset(
         "turtle.py",
         "turtledemo",
         "venv",
+        "xmlrpc/server.py",
     }
+    | (set() if sys.version_info >= (3, 14) else {"_pyrepl"})  # pdb of 3.14 imports it
 )
 EXTENSIONS_LEFT_BEHIND = (
     "_crypt",
@@ -55,9 +75,14 @@ EXTENSIONS_LEFT_BEHIND = (
     "_tkinter",
     "_xxtest",
     "nis",
+    "ossaudiodev",
     "readline",
+    "spwd",
     "xx",
 )
+# Programs and loadable extensions of SQLite, which apsw brings for work by hand.
+PACKAGES_LEFT_BEHIND = frozenset({"apsw/sqlite_extra_binaries"})
+# A dependency that imports its own such folder when it runs (Django does) needs a name taken out.
 ANYWHERE_LEFT_BEHIND = frozenset({"__pycache__", "test", "tests"})
 
 
@@ -78,9 +103,10 @@ def below(root: Path, path: Path) -> Path:
 def ignored_in_stdlib(folder: str, names: list[str]) -> set[str]:
     """Name the entries of one folder of the standard library that stay behind."""
     ignored = set(names) & ANYWHERE_LEFT_BEHIND
-    match Path(folder).relative_to(PREFIX / "lib" / PYTHON).parts:
+    place = Path(folder).relative_to(PREFIX / "lib" / PYTHON)
+    ignored |= {name for name in names if (place / name).as_posix() in LEFT_BEHIND}
+    match place.parts:
         case ():
-            ignored |= set(names) & LEFT_BEHIND
             ignored |= {name for name in names if name.startswith("config-")}
         case ("lib-dynload",):
             ignored |= {name for name in names if name.startswith(EXTENSIONS_LEFT_BEHIND)}
@@ -102,36 +128,63 @@ def copy_interpreter(root: Path) -> None:
         shutil.copy2(shared, below(root, library), follow_symlinks=False)
 
 
+def ignored_in_environment(venv: Path, folder: Path, names: list[str]) -> set[str]:
+    """Name the entries of one folder of the virtual environment that stay behind."""
+    ignored = set(names) & (ANYWHERE_LEFT_BEHIND | {"_virtualenv.pth", "_virtualenv.py"})
+    if folder == venv:
+        ignored |= set(names) & {".gitignore", ".lock", "CACHEDIR.TAG"}
+    if folder == venv / "bin":  # activate and console scripts, which only a shell starts
+        ignored |= {name for name in names if not (folder / name).is_symlink()}
+    for name in names:
+        if f"{folder.name}/{name}" in PACKAGES_LEFT_BEHIND:
+            ignored.add(name)
+        if name.endswith(".pyi") and name[:-1] not in names:
+            ignored.add(name)  # types of a binary module: a stub beside its source may be read
+    return ignored
+
+
 def copy_environment(root: Path, venv: Path) -> None:
     """Copy the virtual environment: its packages and its link to the interpreter."""
     interpreter = (venv / "bin" / "python").readlink()
-    if not below(root, interpreter).exists():
+    if not interpreter.is_absolute() or not below(root, interpreter).exists():
         raise CollectError(f"{venv} runs {interpreter}, which is not the interpreter of this image")
-
-    def ignored(folder: str, names: list[str]) -> set[str]:
-        left = set(names) & (ANYWHERE_LEFT_BEHIND | {"_virtualenv.pth", "_virtualenv.py"})
-        if Path(folder) == venv:
-            left |= set(names) & {".gitignore", ".lock", "CACHEDIR.TAG"}
-        if Path(folder) == venv / "bin":  # activate and console scripts, which only a shell starts
-            left |= {name for name in names if not (venv / "bin" / name).is_symlink()}
-        return left
-
-    shutil.copytree(venv, below(root, venv), symlinks=True, ignore=ignored)
+    shutil.copytree(
+        venv,
+        below(root, venv),
+        symlinks=True,
+        ignore=lambda folder, names: ignored_in_environment(venv, Path(folder), names),
+    )
     for note in below(root, venv).rglob("*.dist-info/uv_cache.json"):  # holds the time of the build
         note.unlink()
-        record = note.with_name("RECORD")
-        lines = record.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if "/uv_cache.json," not in line]
-        record.write_text("".join(kept), encoding="utf-8")
+    for record in below(root, venv).rglob("*.dist-info/RECORD"):
+        shorten(record)
+
+
+def shorten(record: Path) -> None:
+    """Have the RECORD of a distribution name only the files that are still there."""
+    packages = record.parent.parent
+    with record.open(encoding="utf-8", newline="") as file:
+        kept = [row for row in csv.reader(file) if row and (packages / row[0]).exists()]
+    with record.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(kept)
 
 
 def elf_files(root: Path) -> Iterator[Path]:
-    """Find the programs and shared libraries in the new root."""
+    """Find the programs and shared libraries in the new root that its processor can run."""
+    machine = machine_of(Path(sys.executable).resolve())
     for path in sorted(root.rglob("*")):
-        if path.is_file() and not path.is_symlink():
-            with path.open("rb") as file:
-                if file.read(4) == b"\x7fELF":
-                    yield path
+        if path.is_file() and not path.is_symlink() and (found := machine_of(path)):
+            if found == machine:
+                yield path
+            else:
+                print("for another processor:", path.relative_to(root))
+
+
+def machine_of(path: Path) -> bytes:
+    """Return the class and the machine that an ELF file is for; nothing if it is no ELF file."""
+    with path.open("rb") as file:
+        head = file.read(20)
+    return head[4:6] + head[18:20] if head.startswith(b"\x7fELF") else b""
 
 
 def shared_libraries(files: Iterable[Path]) -> set[Path]:
@@ -155,48 +208,72 @@ def owner(library: Path) -> str:
         answer = subprocess.run(  # noqa: S603
             ["/usr/bin/dpkg-query", "--search", name], check=False, capture_output=True, text=True
         )
-        if answer.returncode == 0:
-            return answer.stdout.partition(":")[0]
-    raise CollectError(f"no Debian package owns {library}")
+        if found := re.search(rf"(?m)^([^\s:,]+)[^/]*: {re.escape(name)}$", answer.stdout):
+            return found[1]
+    raise CollectError(f"no Debian package owns {library}, so nobody would hear of a fault in it")
 
 
-def packages_of(base: Path) -> set[str]:
-    """Read which packages the base image has already, from its status.d."""
-    names: set[str] = set()
+def packages_of(base: Path) -> dict[str, str]:
+    """Read from status.d of the base image which packages it has already, and their versions."""
+    found: dict[str, str] = {}
     for status in base.iterdir():
         if not status.name.endswith(".md5sums"):
-            names |= set(re.findall(r"(?m)^Package: (\S+)$", status.read_text("utf-8")))
-    if "libc6" not in names:
+            text = status.read_text("utf-8")
+            found |= re.findall(r"(?ms)^Package: (\S+)$.*?^Version: (\S+)$", text)
+    if "libc6" not in found:
         raise CollectError(f"{base} does not list libc6: is the base image still Debian's?")
-    return names
+    return found
+
+
+def check_release(present: dict[str, str]) -> None:
+    """Make sure that what is copied was linked with the C library that it will meet."""
+    here = run("/usr/bin/dpkg-query", "--show", "--showformat", "${Version}", "libc6")
+    there = present["libc6"]
+    if here.partition("-")[0] != there.partition("-")[0]:
+        raise CollectError(
+            f"this image has libc6 {here}, the base image {there}: take both of one Debian release"
+        )
 
 
 def copy_libraries(root: Path, base: Path) -> list[str]:
     """Copy the system libraries that the base lacks, with their records; return their packages."""
     present = packages_of(base)
-    copied: set[str] = set()
+    check_release(present)
+    copied: dict[str, list[Path]] = {}
     for library in sorted(shared_libraries(elf_files(root))):
         if below(root, library).exists() or library.is_relative_to(root):
             continue  # of CPython itself, or inside a wheel
         package = owner(library)
         if package in present:
             continue
-        copied.add(package)
         real = library.resolve()
+        copied.setdefault(package, []).append(real)
         target = below(root, real)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(real, target)
-        if library.name != real.name:
+        if not target.with_name(library.name).exists():
             target.with_name(library.name).symlink_to(real.name)
-    records = root / "var/lib/dpkg/status.d"
-    records.mkdir(parents=True)
-    for package in sorted(copied):
-        (records / package).write_text(run("/usr/bin/dpkg-query", "--status", package), "utf-8")
-        licence = Path("/usr/share/doc", package, "copyright")
-        if licence.exists():
-            below(root, licence).parent.mkdir(parents=True)
-            shutil.copy2(licence, below(root, licence))
+    for package, libraries in sorted(copied.items()):
+        write_record(root, package, libraries)
     return sorted(copied)
+
+
+def write_record(root: Path, package: str, libraries: list[Path]) -> None:
+    """Copy a package's licence, and write down the package with the checksums of what it gave."""
+    records = root / "var/lib/dpkg/status.d"
+    records.mkdir(parents=True, exist_ok=True)
+    (records / package).write_text(run("/usr/bin/dpkg-query", "--status", package), "utf-8")
+    licence = Path("/usr/share/doc", package, "copyright")
+    if licence.exists():
+        below(root, licence).parent.mkdir(parents=True)
+        shutil.copy2(licence, below(root, licence))
+    sums = run("/usr/bin/dpkg-query", "--control-show", package, "md5sums").splitlines()
+    kept = [line for line in sums if (root / line.partition("  ")[2]).is_file()]
+    for library in libraries:
+        digest = hashlib.md5(library.read_bytes(), usedforsecurity=False).hexdigest()
+        if f"{digest}  {library.relative_to('/')}" not in kept:
+            raise CollectError(f"{library} is not as {package} installed it")
+    (records / f"{package}.md5sums").write_text("".join(f"{line}\n" for line in kept), "utf-8")
 
 
 def compile_modules(root: Path, *folders: Path) -> None:
@@ -207,6 +284,7 @@ def compile_modules(root: Path, *folders: Path) -> None:
             maxlevels=40,
             quiet=1,
             stripdir=str(root),
+            prependdir="/",
             invalidation_mode=PycInvalidationMode.UNCHECKED_HASH,
         )
 
@@ -243,6 +321,8 @@ def main() -> None:
         settle(root, int(os.environ.get("SOURCE_DATE_EPOCH") or 0))
     except CollectError as error:
         sys.exit(f"collect_runtime.py: {error}")
+    except subprocess.CalledProcessError as error:
+        sys.exit(f"collect_runtime.py: {' '.join(error.cmd)} failed: {error.stderr.strip()}")
     print("added to the base:", " ".join(packages) or "nothing")
 
 
