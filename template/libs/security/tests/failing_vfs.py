@@ -9,14 +9,21 @@ between SQLite and the real files, and can do three things:
   real file at once, as in the kernel's page cache, and in the image only after a sync. When a sync
   fails, Linux takes the pages for clean and never writes them again; so does the image;
 * fail for good from the n-th call on, as a device that is gone.
+
+``kill_at_every_call`` is for what is killed in such a call instead.
 """
 
 # ruff: noqa: N802 - the methods have SQLite's names
+import itertools
+import os
+import shutil
+import signal
+import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, NoReturn
 
 import apsw
 
@@ -153,3 +160,53 @@ class _File(apsw.VFSFile):
         if self._device._fails("truncate"):
             raise apsw.exception_for(_ERRORS["truncate"])
         super().xTruncate(newsize)
+
+
+def kill_at_every_call(
+    folder: Path,
+    prepare: Callable[[Path], object],
+    act: Callable[[int], None],
+    check: Callable[[], None],
+) -> int:
+    """Let children do something and be killed, each in its next call, until one comes to its end.
+
+    Args:
+        folder: Has a new folder for each child, which is its current one.
+        prepare: Makes such a folder.
+        act: Does it in a child, which kills itself with SIGKILL in the call of that number.
+        check: Looks in another child at what is left, and ends it.
+
+    Returns:
+        How many were killed.
+    """
+    for number in itertools.count(1):
+        inside = folder / str(number)
+        prepare(inside)
+        status = in_child(inside, lambda: act(number))  # noqa: B023 - at once
+        if in_child(inside, check) != 0:
+            sys.exit(f"not whole after a kill in call {number}")
+        if status == 0:
+            return number - 1
+        if os.WTERMSIG(status) != signal.SIGKILL:
+            sys.exit(f"it ended with {status} before call {number}")
+        shutil.rmtree(inside)
+    raise AssertionError
+
+
+def in_child(folder: Path, act: Callable[[], object]) -> int:
+    """Do something in a forked process, in a folder, and return the status that it ends with."""
+    child = os.fork()
+    if not child:
+        _end(folder, act)
+    return os.waitpid(child, 0)[1]
+
+
+def _end(folder: Path, act: Callable[[], object]) -> NoReturn:
+    code = 1
+    try:
+        os.chdir(folder)
+        act()
+        code = 0
+    except BaseException as error:  # noqa: BLE001 - a child must not go on as its parent
+        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+    os._exit(code)

@@ -16,11 +16,11 @@ import sys
 from collections.abc import Callable
 from contextlib import closing, redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import apsw
 
-from failing_vfs import Call, failing_device
+from failing_vfs import Call, failing_device, in_child, kill_at_every_call
 from service_security.cli import main as command
 from service_security.errors import KeyUnavailableError
 from service_security.keys import open_master_key
@@ -182,24 +182,6 @@ def by_phrase(envelope: Path, phrase: Path) -> ServiceKeys:
         return open_with(parsed, RecoveryKey(key))
 
 
-def _in_child(folder: Path, act: Callable[[], None]) -> int:
-    child = os.fork()
-    if not child:
-        _end(folder, act)
-    return os.waitpid(child, 0)[1]
-
-
-def _end(folder: Path, act: Callable[[], None]) -> NoReturn:
-    code = 1
-    try:
-        os.chdir(folder)
-        act()
-        code = 0
-    except BaseException as error:  # noqa: BLE001 - a child must not go on as its parent
-        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
-    os._exit(code)
-
-
 def main(folder: Path, case: str) -> None:
     """Kill at every call, and print how many kills there were."""
     to = CASES[case]
@@ -208,21 +190,14 @@ def main(folder: Path, case: str) -> None:
     template = folder / "template"
     template.mkdir()
     with redirect_stdout(io.StringIO()):
-        assert _in_child(template, make_service) == 0
-    number = 0
-    while True:
-        number += 1
-        inside = folder / str(number)
-        shutil.copytree(template, inside)
-        status = _in_child(inside, lambda: _is_killed(to, number))  # noqa: B023 - at once
-        if _in_child(inside, lambda: _check(to)) != 0:
-            sys.exit(f"not whole after a kill in call {number}")
-        if status == 0:
-            break
-        if os.WTERMSIG(status) != signal.SIGKILL:
-            sys.exit(f"it ended with {status} before call {number}")
-        shutil.rmtree(inside)
-    print(number - 1)
+        assert in_child(template, make_service) == 0
+    kills = kill_at_every_call(
+        folder,
+        lambda inside: shutil.copytree(template, inside),
+        lambda number: _is_killed(to, number),
+        lambda: _check(to),
+    )
+    print(kills)
 
 
 if __name__ == "__main__":

@@ -15,10 +15,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import NoReturn
 
 from conftest import MASTER
-from failing_vfs import Call, failing_device
+from failing_vfs import Call, failing_device, in_child, kill_at_every_call
 from rotation_cases import NOW, RE, RO, A, Clock, D, Found, Made, Rows, SealedRow, V, found, make
 from service_security.errors import IntegrityError
 from service_security.keys.keyset import Keyset
@@ -158,48 +157,22 @@ def _check_records(store: SecureDb, case: Killed) -> None:
             assert store.get(name) == name
 
 
-def _in_child(act: Callable[[], None]) -> int:
-    child = os.fork()
-    if not child:
-        _end(act)
-    return os.waitpid(child, 0)[1]
-
-
-def _end(act: Callable[[], None]) -> NoReturn:
-    code = 1
-    try:
-        act()
-        code = 0
-    except BaseException as error:  # noqa: BLE001 - a child must not go on as its parent
-        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
-    os._exit(code)
-
-
 def main(folder: Path, name: str) -> None:
     """Kill at every call, and print how many kills there were."""
     case = CASES[name]
     reencryption.BATCH_RECORDS = key_validation.BATCH_RECORDS = 3  # type: ignore[attr-defined]
-    template = folder / "template.db"
-    assert _in_child(lambda: make(template, case.keys, case.primary_id, case.rows)) == 0
-    number = 0
-    while True:
-        number += 1
-        inside = folder / str(number)
-        inside.mkdir()
-        database = inside / "records.db"
-        for suffix in ("", "-wal"):
-            log = template.with_name(template.name + suffix)
-            if log.exists():
-                shutil.copy(log, database.with_name(database.name + suffix))
-        status = _in_child(lambda: _is_killed(database, case, number))  # noqa: B023 - at once
-        if _in_child(lambda: _checks(database, case)) != 0:  # noqa: B023 - at once
-            sys.exit(f"not whole after a kill in call {number}")
-        if status == 0:
-            break
-        if os.WTERMSIG(status) != signal.SIGKILL:
-            sys.exit(f"it ended with {status} before call {number}")
-        shutil.rmtree(inside)
-    print(number - 1)
+    template = folder / "template"
+    template.mkdir()
+    database = Path("records.db")  # in the folder of each child
+    making = in_child(template, lambda: make(database, case.keys, case.primary_id, case.rows))
+    assert making == 0
+    kills = kill_at_every_call(
+        folder,
+        lambda inside: shutil.copytree(template, inside),
+        lambda number: _is_killed(database, case, number),
+        lambda: _checks(database, case),
+    )
+    print(kills)
 
 
 if __name__ == "__main__":

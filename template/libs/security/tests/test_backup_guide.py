@@ -11,7 +11,6 @@ import re
 import shlex
 import subprocess
 import sys
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -20,10 +19,11 @@ from pathlib import Path
 import apsw
 import pytest
 
+from guide import DOCUMENTS, Block, sections
 from service_security.keys import open_master_key
 from service_security.store import SecureDb
 
-PAGE = Path(__file__).parents[3] / "docs" / "security" / "BACKUP.md"
+PAGE = DOCUMENTS / "BACKUP.md"
 if not PAGE.exists():
     pytest.skip("docs/security/BACKUP.md is not there", allow_module_level=True)
 
@@ -70,27 +70,6 @@ os.environ["SERVICE_DATA_DIR"] = volume
 os.environ["SERVICE_KEY_SOURCE"] = "file:secrets/container.key"
 os.execv(sys.executable, [sys.executable, *command])
 """
-
-
-@dataclass(frozen=True)
-class Block:
-    """A fenced block."""
-
-    language: str
-    text: str
-
-
-def _sections() -> dict[str, list[Block]]:
-    """Return the blocks of the page by heading."""
-    found: dict[str, list[Block]] = defaultdict(list)
-    heading = ""
-    pattern = r"^#+ ([^\n]+)$|^```(\w+)\n(.*?)^```$"
-    for title, language, text in re.findall(pattern, PAGE.read_text(), re.MULTILINE | re.DOTALL):
-        if title:
-            heading = title
-        else:
-            found[heading].append(Block(language, text))
-    return dict(found)
 
 
 @dataclass
@@ -212,15 +191,15 @@ def scene(heading: str) -> Callable[[Scene], Scene]:
     return register
 
 
-@pytest.mark.parametrize("heading", _sections())
+@pytest.mark.parametrize("heading", sections(PAGE))
 def test_blocks_of_the_page_do_what_it_says(machine: Machine, heading: str) -> None:
-    blocks = _sections()[heading]
+    blocks = sections(PAGE)[heading]
     SCENES[heading](machine, blocks)
     assert machine.ran == blocks
 
 
 def test_every_scene_is_of_a_section_of_the_page() -> None:
-    assert list(_sections()) == list(SCENES)
+    assert list(sections(PAGE)) == list(SCENES)
 
 
 @scene("Keep a copy of the key")

@@ -15,6 +15,16 @@ from typing import Any
 import apsw
 import pytest
 
+from service_folders import (
+    DATABASE,
+    ENVELOPE,
+    KEY_FILE,
+    SOURCE,
+    Output,
+    into_empty_folder,
+    refused,
+    run,
+)
 from service_security.cli import main
 from service_security.errors import WrongKeyError
 from service_security.keys import Envelope, KeySource, open_keys, open_master_key
@@ -27,22 +37,14 @@ from service_security.store.backup import check_backup, write_backup
 from service_security.store.header import Header, HeaderKeys
 from service_security.store.kind import PLAIN_TABLE, Kind, kind_of
 
-DATABASE = Path("data/records.db")
-ENVELOPE = Path("data/envelope.json")
-KEY_FILE = Path("secrets/service.key")
-SOURCE = "file:secrets/service.key"
 BACKUP = Path("records.backup")
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals and locks of POSIX")
 
-Output = pytest.CaptureFixture[str]
-
 
 @pytest.fixture(autouse=True)
 def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("SERVICE_DATA_DIR", raising=False)
-    monkeypatch.setenv("SERVICE_KEY_SOURCE", SOURCE)  # and no TPM that the machine may have
+    into_empty_folder(tmp_path, monkeypatch)
 
 
 @pytest.fixture
@@ -83,28 +85,6 @@ def _write_plain(count: int) -> None:
             "INSERT INTO records (name, value) VALUES (?, ?)",
             ((f"name {number}", b"value") for number in range(count)),
         )
-
-
-def _run(*arguments: str, **options: Any) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-m", "service_security", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-        **options,
-    )
-
-
-def _refused(output: Output, status: int, *sentences: str) -> None:
-    """Expect nothing but one line on standard error."""
-    shown = output.readouterr()
-    assert status == 2
-    assert shown.out == ""
-    assert shown.err.startswith("service_security: ")
-    assert shown.err.count("\n") == 1
-    for sentence in sentences:
-        assert sentence in shown.err
 
 
 WRITER = """
@@ -195,11 +175,11 @@ def test_transfers_tell_of_an_old_file_that_remains(service: Output) -> None:
 
 
 def test_transfers_run_as_a_module() -> None:
-    assert _run("init", "--no-recovery").returncode == 0
+    assert run("init", "--no-recovery").returncode == 0
     _write_plain(10)
-    assert _run("db", "import").returncode == 0
+    assert run("db", "import").returncode == 0
     assert kind_of(DATABASE) is Kind.ENCRYPTED
-    assert _run("db", "export").returncode == 0
+    assert run("db", "export").returncode == 0
     assert kind_of(DATABASE) is Kind.PLAIN
 
 
@@ -217,7 +197,7 @@ def test_transfers_run_as_a_module() -> None:
 )
 def test_without_an_envelope_nothing_is_done(command: list[str], capsys: Output) -> None:
     status = main(["db", *command])
-    _refused(capsys, status, "There is no key envelope data/envelope.json")
+    refused(capsys, status, "There is no key envelope data/envelope.json")
     assert list(Path().iterdir()) == []
 
 
@@ -299,7 +279,7 @@ def test_info_for_machines_tells_the_same(capsys: Output) -> None:
 
 @pytest.mark.usefixtures("service")
 def test_info_runs_as_a_module() -> None:
-    result = _run("db", "info")
+    result = run("db", "info")
     assert (result.returncode, result.stderr) == (0, "")
     assert "xchacha20poly1305" in result.stdout
 
@@ -404,7 +384,7 @@ def test_info_of_no_database_is_an_error(contents: bytes | None, capsys: Output)
     if contents is not None:
         DATABASE.write_bytes(contents)
     status = main(["db", "info"])
-    _refused(capsys, status, "damaged" if contents else "data/records.db is missing or empty")
+    refused(capsys, status, "damaged" if contents else "data/records.db is missing or empty")
 
 
 def _damage_pages() -> None:
@@ -437,7 +417,7 @@ def test_info_of_tables_that_are_not_ours_is_an_error(
 ) -> None:
     _sql(statement)
     status = main(["db", "info"])
-    _refused(service, status, sentence)
+    refused(service, status, sentence)
 
 
 def _keys_of_everything() -> list[bytes]:
@@ -480,7 +460,7 @@ def test_info_works_beside_a_writer_and_changes_nothing() -> None:
         before = DATABASE.read_bytes()
         with store.transaction():
             store.insert(b"not committed", b"value")
-            result = _run("db", "info", "--json")
+            result = run("db", "info", "--json")
         assert DATABASE.read_bytes() == before
     assert (result.returncode, result.stderr) == (0, "")
     assert json.loads(result.stdout)["records"] == 1201
@@ -556,9 +536,9 @@ def test_verify_names_every_damaged_record_and_what_to_do(service: Output) -> No
 
 @pytest.mark.usefixtures("service")
 def test_verify_runs_as_a_module_and_its_status_tells() -> None:
-    assert _run("db", "verify").returncode == 0
+    assert run("db", "verify").returncode == 0
     _damage(1)
-    result = _run("db", "verify")
+    result = run("db", "verify")
     assert result.returncode == 1
     assert "Record 1 is damaged" in result.stdout
 
@@ -614,20 +594,20 @@ def test_a_database_of_another_kind_or_key_is_no_damage(
 ) -> None:
     DATABASE.rename("encrypted")
     status = main(["db", *command])
-    _refused(service, status, "data/records.db is missing or empty", "--data-dir")
+    refused(service, status, "data/records.db is missing or empty", "--data-dir")
     _write_plain(3)
     status = main(["db", *command])
-    _refused(service, status, "data/records.db is plain records", "an encrypted store")
+    refused(service, status, "data/records.db is plain records", "an encrypted store")
     Path("encrypted").replace(DATABASE)
     _sql("UPDATE header SET format = 2")
     status = main(["db", *command])
-    _refused(service, status, "format 2", "Use the version that wrote it")
+    refused(service, status, "format 2", "Use the version that wrote it")
     _sql("UPDATE header SET format = 1")
     other = _another_service("other")
     shutil.copy2("other/data/envelope.json", ENVELOPE)
     service.readouterr()
     status = main(["db", *command, "--key-source", f"file:{other}"])
-    _refused(service, status, "The key is not the one of data/records.db")
+    refused(service, status, "The key is not the one of data/records.db")
     assert not BACKUP.exists()
 
 
@@ -635,7 +615,7 @@ def test_a_database_of_another_kind_or_key_is_no_damage(
 def test_verify_beside_a_writer() -> None:
     with _writer() as written:
         before = written()
-        result = _run("db", "verify")
+        result = run("db", "verify")
         assert result.returncode == 0
         assert int(result.stdout.split()[1]) >= 1200 + before
         assert written() > before
@@ -703,13 +683,13 @@ def test_a_backup_that_cannot_be_read_back_is_reported(
 def test_a_backup_replaces_nothing(service: Output) -> None:
     BACKUP.write_bytes(b"the backup of yesterday")
     status = main(["db", "backup", str(BACKUP)])
-    _refused(service, status, "records.backup is there already")
+    refused(service, status, "records.backup is there already")
     assert BACKUP.read_bytes() == b"the backup of yesterday"
 
 
 def test_a_backup_into_a_folder_that_is_not_there_is_refused(service: Output) -> None:
     status = main(["db", "backup", "missing/file"])
-    _refused(service, status, "missing/file")
+    refused(service, status, "missing/file")
     assert not Path("missing").exists()
 
 
@@ -771,7 +751,7 @@ def test_the_others_are_saved_when_damaged_records_are_left_out(service: Output)
 def test_a_backup_beside_a_writer_holds_one_moment() -> None:
     with _writer() as written:
         before = written()
-        result = _run("db", "backup", str(BACKUP))
+        result = run("db", "backup", str(BACKUP))
         assert result.returncode == 0, result.stderr
         assert written() > before
     _move_database_away()
@@ -823,15 +803,15 @@ def test_a_restored_database_holds_the_same_records_under_new_keys(service: Outp
 
 @pytest.mark.usefixtures("service")
 def test_backup_and_key_file_are_enough_on_a_fresh_machine() -> None:
-    assert _run("db", "backup", str(BACKUP)).returncode == 0
+    assert run("db", "backup", str(BACKUP)).returncode == 0
     Path("fresh").mkdir()
     shutil.copy2(BACKUP, "fresh")
     shutil.copy2(KEY_FILE, "fresh")
     shutil.rmtree("data")
     shutil.rmtree("secrets")
     folders = ["--data-dir", "data", "--key-source", "file:service.key"]
-    assert _run("init", "--no-recovery", *folders, cwd="fresh").returncode == 0
-    result = _run("db", "restore", BACKUP.name, *folders, cwd="fresh")
+    assert run("init", "--no-recovery", *folders, cwd="fresh").returncode == 0
+    result = run("db", "restore", BACKUP.name, *folders, cwd="fresh")
     assert result.returncode == 0, result.stderr
     os.chdir("fresh")
     with (
@@ -870,11 +850,11 @@ def test_a_backup_of_another_service_needs_its_key_file(service: Output) -> None
     folders = ["--data-dir", "other/data", "--key-source", f"file:{other}"]
     service.readouterr()
     status = main(["db", "restore", str(BACKUP), *folders])
-    _refused(service, status, "The backup records.backup cannot be used", "key-file")
+    refused(service, status, "The backup records.backup cannot be used", "key-file")
     assert not Path("other/data/records.db").exists()
     command = ["db", "restore", str(BACKUP), *folders, "--backup-key-file"]
     status = main([*command, "missing"])
-    _refused(service, status, "The key file missing is missing")
+    refused(service, status, "The key file missing is missing")
     assert main([*command, str(KEY_FILE)]) == 0
     assert "other/data/records.db holds 1200 records now" in service.readouterr().out
     assert main(["db", "verify", *folders]) == 0
@@ -898,7 +878,7 @@ def test_a_restore_never_replaces_a_database(service: Output, there: str) -> Non
     service.readouterr()
     status = main(["db", "restore", str(BACKUP)])
     expected = "is there without" if there == "log" else "Move it to another folder"
-    _refused(service, status, f"data/records.db{'-wal' if there == 'log' else ''} is", expected)
+    refused(service, status, f"data/records.db{'-wal' if there == 'log' else ''} is", expected)
     assert {path.name: path.lstat().st_size for path in Path("data").iterdir()} == before
 
 
@@ -909,7 +889,7 @@ def test_a_restore_is_refused_while_the_service_runs(service: Output) -> None:
     service.readouterr()
     with _folder_in_use():
         status = main(["db", "restore", str(BACKUP)])
-    _refused(service, status, "The folder data is in use. Stop the service")
+    refused(service, status, "The folder data is in use. Stop the service")
     assert not DATABASE.exists()
     assert main(["db", "restore", str(BACKUP)]) == 0
 
@@ -962,10 +942,10 @@ def test_a_backup_that_is_not_whole_is_found_and_never_restored(
 
 def test_a_missing_backup_is_an_error(service: Output) -> None:
     status = main(["db", "verify", "--backup", str(BACKUP)])
-    _refused(service, status, "records.backup")
+    refused(service, status, "records.backup")
     _move_database_away()
     status = main(["db", "restore", str(BACKUP)])
-    _refused(service, status, "records.backup")
+    refused(service, status, "records.backup")
     assert not DATABASE.exists()
 
 
@@ -980,13 +960,13 @@ def test_verify_of_a_backup_asks_nothing_but_the_key_file(service: Output) -> No
     )
     assert "1200 of 1200 records checked\n" in shown.err
     shutil.rmtree("data")
-    result = _run("db", "verify", "--backup", str(BACKUP), "--backup-key-file", str(KEY_FILE))
+    result = run("db", "verify", "--backup", str(BACKUP), "--backup-key-file", str(KEY_FILE))
     assert result.returncode == 0, result.stderr
 
 
 def test_a_key_for_a_backup_without_a_backup_is_refused(service: Output) -> None:
     status = main(["db", "verify", "--backup-key-file", str(KEY_FILE)])
-    _refused(service, status, "Those keys are for a backup", "--backup FILE")
+    refused(service, status, "Those keys are for a backup", "--backup FILE")
 
 
 def test_verify_of_a_backup_with_another_key_says_so(service: Output) -> None:
@@ -994,7 +974,7 @@ def test_verify_of_a_backup_with_another_key_says_so(service: Output) -> None:
     other = str(_another_service("other"))
     service.readouterr()
     status = main(["db", "verify", "--backup", str(BACKUP), "--backup-key-file", other])
-    _refused(service, status, "it is the key of another service")
+    refused(service, status, "it is the key of another service")
 
 
 def _service_with_a_phrase(source: str) -> Path:
@@ -1037,7 +1017,7 @@ def test_backup_and_recovery_phrase_are_enough_on_a_fresh_machine(
     assert main(["init", "--no-recovery"]) == 0
     capsys.readouterr()
     status = main(["db", "restore", str(BACKUP)])
-    _refused(capsys, status, "it is the key of another service")  # the control
+    refused(capsys, status, "it is the key of another service")  # the control
     assert main(["db", "restore", str(BACKUP), "--phrase-file", phrase]) == 0
     with _open() as store:
         assert store.count() == 3
@@ -1086,10 +1066,10 @@ def test_a_backup_that_would_open_with_the_envelope_only_is_refused(capsys: Outp
         SecureDb.open(DATABASE, master).close()
     capsys.readouterr()
     status = main(["db", "backup", str(BACKUP), *source])
-    _refused(capsys, status, "lost together with the envelope", "keys recovery-phrase")
+    refused(capsys, status, "lost together with the envelope", "keys recovery-phrase")
     assert not BACKUP.exists()
     status = main(["db", "verify", "--backup", str(BACKUP), *source])
-    _refused(capsys, status, "No backup opens with passphrase:secrets/passphrase alone")
+    refused(capsys, status, "No backup opens with passphrase:secrets/passphrase alone")
 
 
 @pytest.mark.parametrize("both", [["--recovery-phrase"], ["--backup-key-file", "key"]])
@@ -1106,7 +1086,7 @@ def test_verify_of_a_backup_does_not_fall_back_on_the_master_key(service: Output
         KEY_FILE.write_bytes(bytes(wrapping.view))
     service.readouterr()
     status = main(["db", "verify", "--backup", str(BACKUP)])
-    _refused(service, status, "it is the key of another service")
+    refused(service, status, "it is the key of another service")
     _move_database_away()
     assert main(["db", "restore", str(BACKUP)]) == 0, "control: the master key does open it"
 
@@ -1246,7 +1226,7 @@ def test_progress_on_a_real_terminal_and_in_a_pipe() -> None:
         assert len(drawn) > 2
         assert all(re.match(rf"\d+00 of 6000 records {verb}", text) for text in drawn[1:])
         assert drawn[-1].rstrip() == f"6000 of 6000 records {verb}"
-    piped = _run("db", "verify")
+    piped = run("db", "verify")
     assert "\r" not in piped.stderr
     assert piped.stderr.count("\n") == 10
 
@@ -1320,7 +1300,7 @@ raise SystemExit(main())
 def test_a_signal_leaves_no_file(command: str) -> None:
     _fill(5000)
     if command == "restore":
-        assert _run("db", "backup", str(BACKUP)).returncode == 0
+        assert run("db", "backup", str(BACKUP)).returncode == 0
         _move_database_away()
     before = _left_behind()
     process = subprocess.Popen(

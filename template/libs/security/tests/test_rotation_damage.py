@@ -224,6 +224,16 @@ def _header(database: Path, columns: Columns | None = None) -> Columns:
     return tuple(row)
 
 
+@pytest.fixture
+def put_back(database: Path) -> Iterator[tuple[SecureDb, Columns, Columns]]:
+    """A store that has rotated and whose older header was put back: it, the older and the newer."""
+    with SecureDb.open(database, MASTER) as store:
+        store.insert(b"name", b"value")
+        old = _header(database)
+        store.rotation().run()
+        yield store, old, _header(database, old)
+
+
 LOOKS: dict[str, Callable[[SecureDb], object]] = {
     "check": SecureDb.check,
     "refresh": lambda store: store._keys.refresh(store._file.connection),
@@ -239,40 +249,36 @@ looks = pytest.mark.parametrize("look", LOOKS.values(), ids=LOOKS.keys())
 
 @looks
 def test_an_older_header_that_was_put_back_is_noticed_and_never_written_over(
-    database: Path, look: Callable[[SecureDb], object]
+    database: Path,
+    put_back: tuple[SecureDb, Columns, Columns],
+    look: Callable[[SecureDb], object],
 ) -> None:
-    with SecureDb.open(database, MASTER) as store:
-        store.insert(b"name", b"value")
-        old = _header(database)
-        store.rotation().run()
-        now = _header(database, old)
-        for _ in range(2):
-            with pytest.raises(IntegrityError, match="went back to an older generation"):
-                look(store)
-        assert _header(database, now) == old
-        store.check()
-        assert store.rotation().run().records == 1
-        assert store.get(b"name") == b"value"
+    store, old, now = put_back
+    for _ in range(2):
+        with pytest.raises(IntegrityError, match="went back to an older generation"):
+            look(store)
+    assert _header(database, now) == old
+    store.check()
+    assert store.rotation().run().records == 1
+    assert store.get(b"name") == b"value"
 
 
 @looks
 def test_another_header_of_the_same_generation_is_noticed(
-    database: Path, look: Callable[[SecureDb], object]
+    database: Path,
+    put_back: tuple[SecureDb, Columns, Columns],
+    look: Callable[[SecureDb], object],
 ) -> None:
     """An older header was put back, and somebody else has rotated from there."""
-    with SecureDb.open(database, MASTER) as store:
-        store.insert(b"name", b"value")
-        old = _header(database)
-        store.rotation().run()
-        now = _header(database, old)
-        with SecureDb.open(database, MASTER) as other:
-            other.remove(b"name")  # it has lost its key
-            other.rotation().run()
-        forked = _header(database)
-        assert (forked[0], forked[2] != now[2]) == (now[0], True)
-        with pytest.raises(IntegrityError, match="not the one in use"):
-            look(store)
-        assert _header(database) == forked
+    store, _, now = put_back
+    with SecureDb.open(database, MASTER) as other:
+        other.remove(b"name")  # it has lost its key
+        other.rotation().run()
+    forked = _header(database)
+    assert (forked[0], forked[2] != now[2]) == (now[0], True)
+    with pytest.raises(IntegrityError, match="not the one in use"):
+        look(store)
+    assert _header(database) == forked
 
 
 @pytest.mark.parametrize("look", [LOOKS[name] for name in LOOKS if name != "roll back"])

@@ -37,15 +37,6 @@ def test_equal_secrets_compare_equal() -> None:
         assert one != KEY
 
 
-def test_is_read_from_a_descriptor_and_refuses_a_short_file(tmp_path: Path) -> None:
-    (tmp_path / "key").write_bytes(KEY)
-    with (tmp_path / "key").open("rb") as file:
-        with SecretBytes.read_from(file.fileno()) as secret, secret.view as view:
-            assert bytes(view) == KEY
-        with pytest.raises(EOFError, match="after 0 of 32 bytes"):
-            SecretBytes.read_from(file.fileno())
-
-
 @pytest.mark.parametrize("length", [0, -1, 1 << 30])
 def test_impossible_lengths_are_refused(length: int) -> None:
     with pytest.raises(ValueError, match="bytes"):

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Final
@@ -35,6 +36,24 @@ def folder_options() -> argparse.ArgumentParser:
         help=f"where the key is, like file:PATH or secret:PATH ({SETTING}, or {DEFAULT_SOURCE})",
     )
     return parser
+
+
+def add_parser(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    folders: argparse.ArgumentParser,
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    summary: str,
+) -> argparse.ArgumentParser:
+    """Add a command of that name, with the options of ``folders``, and return its parser."""
+    parser = commands.add_parser(name, help=summary, description=summary, parents=[folders])
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_quiet(parser: argparse.ArgumentParser) -> None:
+    """Add the option not to show progress."""
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
 
 
 def service_source(options: argparse.Namespace) -> KeySource:

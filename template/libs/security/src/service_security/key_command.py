@@ -4,14 +4,16 @@ Exit status 1 says that records were found damaged: the keys are changed all the
 """
 
 import argparse
-from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 from ._files import locked
 from .command_options import (
     add_interval,
+    add_parser,
     add_phrase_options,
+    add_quiet,
     add_slot_options,
     say_setting,
     service_source,
@@ -54,16 +56,10 @@ def add_command(
     )
     commands = keys.add_subparsers(required=True, metavar="COMMAND")
 
-    def add(
-        name: str, run: Callable[[argparse.Namespace], int], summary: str
-    ) -> argparse.ArgumentParser:
-        parser = commands.add_parser(name, help=summary, description=summary, parents=[folders])
-        parser.set_defaults(run=run)
-        return parser
-
+    add = partial(add_parser, commands, folders)
     status = add("status", _status, "tell how the keys stand, as far as the key is there")
     status.add_argument("--json", action="store_true", help="print it for machines")
-    _add_quiet(status)
+    add_quiet(status)
     add_interval(status)
 
     rotate = add("rotate", _rotate, "make a new key and re-encrypt; the service may run meanwhile")
@@ -81,7 +77,7 @@ def add_command(
     )
     add_interval(rotate)
     rotate.add_argument("--cipher", choices=CIPHERS, help="of the new key (that of the old one)")
-    _add_quiet(rotate)
+    add_quiet(rotate)
     master = rotate.add_argument_group("with --master")
     master.add_argument("--to", metavar="SOURCE", help="where the new key is to be (as it is)")
     master.add_argument(
@@ -116,11 +112,7 @@ def add_command(
     )
     drill.add_argument("backup", type=Path, metavar="BACKUP", help="the backup")
     _add_phrase(drill)
-    _add_quiet(drill)
-
-
-def _add_quiet(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--quiet", action="store_true", help="show no progress")
+    add_quiet(drill)
 
 
 def _add_phrase(parser: argparse.ArgumentParser) -> None:

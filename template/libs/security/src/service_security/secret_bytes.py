@@ -61,22 +61,6 @@ class SecretBytes:
         secret.view[:] = data
         return secret
 
-    @classmethod
-    def read_from(cls, descriptor: int, length: int = 32) -> Self:
-        """Return the next ``length`` bytes of a file descriptor, read straight into the page.
-
-        Raises:
-            EOFError: The file ends before that.
-            OSError: It cannot be read.
-        """
-        secret = cls(length)
-        try:
-            _fill(secret, descriptor)
-        except BaseException:
-            secret.close()
-            raise
-        return secret
-
     @property
     def view(self) -> memoryview:
         """The bytes, writable. Do not keep it: closing fails while a view is alive.

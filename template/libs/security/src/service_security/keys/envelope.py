@@ -53,7 +53,7 @@ class Slot:
     """One way to the master key.
 
     Attributes:
-        type: What the wrapping key comes from, one of ``provider.SLOT_TYPES``.
+        type: What the wrapping key comes from, one of the types in ``provider``.
         fields: What the provider needs to get it again.
         box: The master key, sealed under the wrapping key.
     """

@@ -17,9 +17,6 @@ PASSPHRASE: Final = "passphrase"  # noqa: S105
 RECOVERY: Final = "recovery"
 TPM2: Final = "tpm2"
 
-SLOT_TYPES: Final = (KEY_FILE, CONTAINER_SECRET, ENVIRONMENT, PASSPHRASE, RECOVERY, TPM2)
-"""Every type of slot, the ones of pieces that are not installed included."""
-
 RAW_TYPES: Final = (KEY_FILE, CONTAINER_SECRET, ENVIRONMENT)
 """Types whose wrapping key is delivered as it is, so that it opens a backup on any machine."""
 

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from .._files import exists
-from ..command_options import service_source
+from ..command_options import add_parser, add_quiet, service_source
 from ..errors import ConfigurationError, IntegrityError, SecurityError, WrongKeyError
 from ..keys import open_keys, open_master_key
 from ..keys.key_file import read_key
@@ -48,9 +48,8 @@ def add_command(
     def add(
         name: str, run: Callable[[argparse.Namespace], int], summary: str
     ) -> argparse.ArgumentParser:
-        parser = commands.add_parser(name, help=summary, description=summary, parents=[folders])
-        parser.add_argument("--quiet", action="store_true", help="show no progress")
-        parser.set_defaults(run=run)
+        parser = add_parser(commands, folders, name, run, summary)
+        add_quiet(parser)
         return parser
 
     info = add("info", _info, "tell what is in the database, as far as the key is there")
