@@ -1,5 +1,7 @@
 """A change of the keys that is killed, meets a full or failing disk, or is done twice at once."""
 
+import errno
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +17,7 @@ from conftest import MASTER
 from failing_vfs import Device, failing_device
 from rotation_cases import DAY, NOW, RE, RO, A, Clock, D, Found, Made, SealedRow, found, make
 from service_security.errors import IntegrityError, StoreUnavailableError
-from service_security.store import SecureDb, reencryption
+from service_security.store import SecureDb, keys_lock, reencryption
 from service_security.store.keys_lock import keys_held, keys_held_if_free
 from service_security.store.rotation_report import RotationStep, Tended
 
@@ -219,6 +221,31 @@ def test_the_lock_follows_no_link_and_a_link_to_the_database_has_the_same_one(
         store.rotation().run()
     assert not victim.exists()
     lock.unlink()
+    assert store.rotation().run().key_id == 3
+
+
+@needs_posix
+def test_a_file_system_without_locks_is_said_and_nothing_stays_open(
+    store: SecureDb, database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[int] = []
+    close = os.close
+
+    def failing(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    def noted(descriptor: int) -> None:
+        closed.append(descriptor)
+        close(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("service_security.store.keys_lock.fcntl.flock", failing)
+        patch.setattr("service_security.store.keys_lock.os.close", noted)
+        with pytest.raises(StoreUnavailableError, match=r"records\.db .*: No locks available"):
+            store.rotation().run()
+    assert len(closed) == 1
+    assert not keys_lock._held
+    assert found(database).states == {1: A}
     assert store.rotation().run().key_id == 3
 
 

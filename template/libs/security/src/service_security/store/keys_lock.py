@@ -12,7 +12,7 @@ import os
 import stat
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .._files import exists, open_lock
@@ -50,7 +50,7 @@ def keys_held_if_free(database: Path) -> Iterator[bool]:
     Windows has no such lock, and nothing is held there.
 
     Raises:
-        StoreUnavailableError: The folder cannot be written.
+        StoreUnavailableError: The folder cannot be written, or its file system has no locks.
     """
     if sys.platform == "win32":
         yield True
@@ -62,19 +62,24 @@ def keys_held_if_free(database: Path) -> Iterator[bool]:
     try:
         with translated(database):
             _mend_owner(descriptor, file)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+            held = _lock(descriptor)
+        yield held
     finally:
         with no_fork():
             if descriptor in _held:  # not in a child that was forked in the block
                 _held.discard(descriptor)
                 # A child that was forked just now may not have closed its descriptor yet.
-                fcntl.flock(descriptor, fcntl.LOCK_UN)
+                with suppress(OSError):  # where there are no locks
+                    fcntl.flock(descriptor, fcntl.LOCK_UN)
                 os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _mend_owner(descriptor: int, database: Path) -> None:
