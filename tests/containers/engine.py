@@ -8,9 +8,11 @@ import contextlib
 import os
 import secrets
 import shutil
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from http.client import HTTPConnection, RemoteDisconnected
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import TypeVar
@@ -94,6 +96,34 @@ def eventually(what: str, look: Callable[[], Seen], *, patience: float = PATIENC
         assert time.monotonic() < deadline, f"{what}: not within {patience:.0f} s"
         time.sleep(0.1)
     return seen
+
+
+def takes_requests(address: str) -> bool:
+    """Tell whether the service at an address answers on a new connection, or closes it."""
+    connection = HTTPConnection(address, timeout=30)
+    try:
+        connection.request("GET", "/livez")
+        return connection.getresponse().status == 200
+    except (RemoteDisconnected, ConnectionError):
+        return False
+    finally:
+        connection.close()
+
+
+def begin_request(address: str, name: str, body: bytes) -> socket.socket:
+    """Send the head of a request to store a record; return when the service waits for the body."""
+    host, port = address.split(":")
+    connection = socket.create_connection((host, int(port)), timeout=30)
+    head = (
+        f"PUT /v1/records/{name} HTTP/1.1",
+        f"Host: {address}",
+        "Content-Type: application/json",
+        f"Content-Length: {len(body)}",
+        "Expect: 100-continue",
+    )
+    connection.sendall("\r\n".join([*head, "", ""]).encode())
+    assert connection.recv(1000).startswith(b"HTTP/1.1 100")
+    return connection
 
 
 @dataclass(frozen=True)
