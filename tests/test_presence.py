@@ -56,12 +56,13 @@ PLAIN_ONLY = """
     tests/test_sqlite_store.py
 """
 HARDENED_ONLY = """
+    deploy/as-service
+    deploy/my-service.service
     docker/collect_runtime.py
     docker/seccomp.json
-    src/my_service/smoke.py
-    tests/test_smoke.py
     docs/security/ADVISORIES.md
     docs/security/BACKUP.md
+    docs/security/DEPLOYMENT.md
     docs/security/ENCRYPTION.md
     docs/security/KEY-ROTATION.md
     docs/security/KEYS.md
@@ -79,6 +80,32 @@ HARDENED_ONLY = """
     libs/security/benchmarks/store_report.py
     libs/security/benchmarks/store_worker.py
     libs/security/pyproject.toml
+    libs/security/security_probe/__init__.py
+    libs/security/security_probe/__main__.py
+    libs/security/security_probe/answer.py
+    libs/security/security_probe/collect.py
+    libs/security/security_probe/container.py
+    libs/security/security_probe/container_points.py
+    libs/security/security_probe/document.py
+    libs/security/security_probe/engine.py
+    libs/security/security_probe/errors.py
+    libs/security/security_probe/facts.py
+    libs/security/security_probe/files.py
+    libs/security/security_probe/finding.py
+    libs/security/security_probe/image.py
+    libs/security/security_probe/image_points.py
+    libs/security/security_probe/inside.py
+    libs/security/security_probe/inside_points.py
+    libs/security/security_probe/libraries.py
+    libs/security/security_probe/origin.py
+    libs/security/security_probe/plain_text.py
+    libs/security/security_probe/points.py
+    libs/security/security_probe/rebuild.py
+    libs/security/security_probe/report.py
+    libs/security/security_probe/restart.py
+    libs/security/security_probe/seccomp.py
+    libs/security/security_probe/secret_texts.py
+    libs/security/security_probe/summary.py
     libs/security/src/service_security/__init__.py
     libs/security/src/service_security/__main__.py
     libs/security/src/service_security/_files.py
@@ -159,9 +186,18 @@ HARDENED_ONLY = """
     libs/security/src/service_security/store/verification.py
     libs/security/src/service_security/store/writer.py
     libs/security/src/service_security/terminal.py
+    libs/security/supply_chain/__init__.py
+    libs/security/supply_chain/__main__.py
+    libs/security/supply_chain/contents.py
+    libs/security/supply_chain/image_archive.py
+    libs/security/supply_chain/lock_file.py
+    libs/security/supply_chain/release.py
+    libs/security/supply_chain/sbom.py
+    libs/security/supply_chain/tools.py
     libs/security/tests/conftest.py
     libs/security/tests/failing_vfs.py
     libs/security/tests/guide.py
+    libs/security/tests/image_maker.py
     libs/security/tests/independent_backup_reader.py
     libs/security/tests/independent_reader.py
     libs/security/tests/master_killer.py
@@ -224,24 +260,30 @@ HARDENED_ONLY = """
     libs/security/tests/test_rotation_guide.py
     libs/security/tests/test_rotation_load.py
     libs/security/tests/test_rotation_states.py
+    libs/security/tests/test_sbom.py
     libs/security/tests/test_sealed_box.py
     libs/security/tests/test_secret_bytes.py
     libs/security/tests/test_secure_db.py
     libs/security/tests/test_self_test.py
     libs/security/tests/test_snapshot.py
     libs/security/tests/test_store_contract.py
+    libs/security/tests/test_supply_archive.py
     libs/security/tests/test_terminal.py
     libs/security/tests/test_transaction.py
     libs/security/tests/test_transfer.py
     libs/security/tests/test_verification.py
+    renovate.json
     src/my_service/key_keeper.py
     src/my_service/records/secure_store.py
+    src/my_service/smoke.py
     tests/test_encryption.py
     tests/test_import_and_export.py
     tests/test_key_keeper.py
     tests/test_key_sources.py
+    tests/test_smoke.py
 """
 TPM_ONLY = """
+    deploy/tpm.conf
     docker-compose.tpm.yml
     docs/security/TPM.md
     libs/security/src/service_security/keys/tpm/__init__.py
@@ -282,11 +324,16 @@ GITHUB_ONLY = """
     .github/workflows/template-update.yml
 """
 
+HARDENED_GITHUB_ONLY = """
+    .github/workflows/security-scan.yml
+"""
+TABLES = (ALWAYS, PLAIN_ONLY, HARDENED_ONLY, TPM_ONLY, GITHUB_ONLY, HARDENED_GITHUB_ONLY)
+
 # What a plain service must not even mention. "security" and "encrypt" also stand for every longer word.
 HARDENING_WORDS = re.compile(
     r"""
     secur | encrypt | decrypt | cipher | harden | tpm | envelope | master.?key | key.?file | distroless
-    | seccomp | vault | nonce | aead | aes.?256 | chacha | poly1305 | apsw | cryptograph | cap_drop
+    | seccomp | sbom | cosign | renovate | vault | nonce | aead | aes.?256 | chacha | poly1305 | apsw | cryptograph | cap_drop
     | no-new-privileges | threat | advisor
     """,
     re.VERBOSE | re.IGNORECASE,
@@ -298,7 +345,8 @@ def expected(answers: Answers) -> set[str]:
     hardened = answers["enable_security_hardening"]
     tables = [ALWAYS, HARDENED_ONLY if hardened else PLAIN_ONLY]
     tables += [TPM_ONLY] if hardened and answers["tpm_enabled"] else []
-    tables += [GITHUB_ONLY] if answers["ci_provider"] == "github" else []
+    if answers["ci_provider"] == "github":
+        tables += [GITHUB_ONLY, HARDENED_GITHUB_ONLY] if hardened else [GITHUB_ONLY]
     return {name for table in tables for name in table.split()}
 
 
@@ -310,9 +358,7 @@ def test_each_combination_has_exactly_the_files_of_its_tables(
 
 
 def test_no_file_stands_in_two_tables() -> None:
-    named = [
-        name for table in (ALWAYS, PLAIN_ONLY, HARDENED_ONLY, TPM_ONLY, GITHUB_ONLY) for name in table.split()
-    ]
+    named = [name for table in TABLES for name in table.split()]
     assert len(named) == len(set(named))
 
 
