@@ -201,7 +201,7 @@ def test_least_version_of_copier_is_the_one_that_is_enforced() -> None:
 def test_every_tool_of_the_root_has_its_reason() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     requirements = [name for group in project["dependency-groups"].values() for name in group]
-    pinned = {re.split("==", requirement)[0] for requirement in requirements}
+    pinned = {re.split(r"\[|==", requirement)[0] for requirement in requirements}
     text = (ROOT / "docs/decisions/0007-tools-of-the-root.md").read_text(encoding="utf-8")
     explained = set(re.findall(r"^\| ([a-z][a-z0-9-]*) \|", text, re.MULTILINE)) - {"tool"}
     assert explained == pinned
