@@ -850,7 +850,7 @@ def test_a_backup_of_another_service_needs_its_key_file(service: Output) -> None
     folders = ["--data-dir", "other/data", "--key-source", f"file:{other}"]
     service.readouterr()
     status = main(["db", "restore", str(BACKUP), *folders])
-    refused(service, status, "The backup records.backup cannot be used", "key-file")
+    refused(service, status, "The backup records.backup cannot be used", "service, file:. What")
     assert not Path("other/data/records.db").exists()
     command = ["db", "restore", str(BACKUP), *folders, "--backup-key-file"]
     status = main([*command, "missing"])

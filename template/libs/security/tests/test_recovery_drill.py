@@ -152,7 +152,7 @@ def test_the_service_key_opens_nothing_in_the_folder_of_the_drill(
 def test_another_phrase_is_refused(service: Output, temporary: Path) -> None:
     assert main(["keys", "recovery-phrase", "--phrase-file", "another"]) == 0
     service.readouterr()
-    refused(service, main([*DRILL[:-1], "another"]), "first.backup cannot be used", "recovery")
+    refused(service, main([*DRILL[:-1], "another"]), "first.backup cannot be used", "phrase")
     assert not list(temporary.iterdir())
 
 
@@ -161,7 +161,7 @@ def test_a_backup_without_a_recovery_phrase_is_refused(capsys: Output, temporary
     assert main(["db", "backup", str(BACKUP)]) == 0
     assert main(["keys", "recovery-phrase", "--phrase-file", str(PHRASE)]) == 0
     capsys.readouterr()
-    refused(capsys, main(DRILL), "It opens with a key for one of: master, key-file")
+    refused(capsys, main(DRILL), "It opens with one of: the envelope of its service, file:.")
     assert not list(temporary.iterdir())
 
 

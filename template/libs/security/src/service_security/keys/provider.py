@@ -17,6 +17,16 @@ PASSPHRASE: Final = "passphrase"  # noqa: S105
 RECOVERY: Final = "recovery"
 TPM2: Final = "tpm2"
 
+OPENED_BY: Final = {
+    KEY_FILE: "file:",
+    CONTAINER_SECRET: "secret: or credential:",
+    ENVIRONMENT: "env:",
+    PASSPHRASE: "passphrase",
+    RECOVERY: "the recovery phrase",
+    TPM2: "tpm2",
+}
+"""What a person calls each type of slot: the beginning of its key source."""
+
 RAW_TYPES: Final = (KEY_FILE, CONTAINER_SECRET, ENVIRONMENT)
 """Types whose wrapping key is delivered as it is, so that it opens a backup on any machine."""
 

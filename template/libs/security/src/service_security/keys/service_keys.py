@@ -17,30 +17,11 @@ from ..errors import (
 )
 from ..secret_bytes import SecretBytes
 from .envelope import MAX_BYTES, Envelope
-from .provider import (
-    CONTAINER_SECRET,
-    ENVIRONMENT,
-    KEY_FILE,
-    PASSPHRASE,
-    RAW_TYPES,
-    RECOVERY,
-    TPM2,
-    KeyProvider,
-    WrappingKey,
-)
+from .provider import OPENED_BY, PASSPHRASE, RAW_TYPES, RECOVERY, KeyProvider, WrappingKey
 from .source import SETTING, KeySource, key_source
 
 MASTER: Final = "master"
 """What the master key is called among the keys of a backup."""
-
-_OPENED_BY: Final = {
-    KEY_FILE: "file:",
-    CONTAINER_SECRET: "secret: or credential:",
-    ENVIRONMENT: "env:",
-    PASSPHRASE: "passphrase",
-    RECOVERY: "the recovery phrase",
-    TPM2: "tpm2",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +224,7 @@ def _recorded(path: Path, envelope: Envelope, source: KeySource) -> KeyProvider:
     for provider in source.providers:
         if provider.slot_type in envelope.slots:
             return provider
-    known = [_OPENED_BY[slot_type] for slot_type in envelope.slots if slot_type in _OPENED_BY]
+    known = [OPENED_BY[slot_type] for slot_type in envelope.slots if slot_type in OPENED_BY]
     if not known:
         raise UnsupportedFormatError(
             f"The key envelope {path} has no slot that this version of service-security can open. "

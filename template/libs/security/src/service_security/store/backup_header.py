@@ -19,6 +19,8 @@ from typing import Final, Self
 from ..errors import IntegrityError, SecurityError, UnsupportedFormatError, WrongKeyError
 from ..keys import sealed_box
 from ..keys.derivation import KEY_BYTES
+from ..keys.provider import OPENED_BY
+from ..keys.service_keys import MASTER
 from ..secret_bytes import SecretBytes
 
 VERSION: Final = 1
@@ -124,9 +126,9 @@ class BackupHeader:
         if failures and not any(isinstance(failure, WrongKeyError) for failure in failures):
             raise failures[0]
         raise WrongKeyError(
-            f"It opens with a key for one of: {', '.join(self.slots)}. What was given for "
-            f"{', '.join(keys) or 'none'} does not open it: either it is the key of another "
-            "service, or the front of the file is damaged."
+            f"It opens with one of: {', '.join(map(_source_of, self.slots))}. What was given does "
+            "not open it: either it is the key of another service, or the front of the file is "
+            "damaged."
         )
 
     def _open_slot(self, slot_type: str, key: SecretBytes) -> SecretBytes:
@@ -144,6 +146,12 @@ class BackupHeader:
             backup_key.close()
             raise damaged()
         return backup_key
+
+
+def _source_of(slot_type: str) -> str:
+    if slot_type == MASTER:
+        return "the envelope of its service"
+    return OPENED_BY.get(slot_type, slot_type)
 
 
 def exactly(read: Read, length: int) -> bytes:
