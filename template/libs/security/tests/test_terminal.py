@@ -30,7 +30,7 @@ from service_security.cli import main
 from service_security.errors import ConfigurationError, KeyUnavailableError
 from service_security.keys import open_keys
 from service_security.keys.derivation import KEY_BYTES
-from service_security.keys.recovery import phrase_of
+from service_security.keys.recovery import key_of, phrase_of
 from service_security.keys.reseal import change_recovery
 from service_security.secret_bytes import SecretBytes
 from service_security.terminal import NewPhrase, ask_passphrase, new_phrase, read_phrase
@@ -447,6 +447,76 @@ def test_a_phrase_that_ends_early_is_refused_with_the_number_of_its_words(end: b
     assert files() == before
 
 
+@posix
+@pytest.mark.parametrize("each", [1, 24])
+def test_a_word_that_no_phrase_has_is_named_and_typed_again(each: int) -> None:
+    make_service()
+    words = PHRASE.read_text().split()
+    typed = [f"{place}. {word}" for place, word in enumerate(words, 1)]
+    typed[4] = "5. misread"
+    with person_runs("keys", "recover", "--to", "file:secrets/new.key") as person:
+        for place in range(0, 24, each):
+            person.sees("> ")
+            person.types(" ".join(typed[place : place + each]))
+            if place <= 4 < place + each:
+                for answer in ("two words", words[4]):
+                    person.sees("Word 5 is not in the list")
+                    person.sees(" 5> ")
+                    person.types(answer)
+        assert person.ends() == 0
+    assert contents(source="file:secrets/new.key") == expected(30)
+
+
+@posix
+@pytest.mark.parametrize("last", [b"misread again\n", b"\n", b"\x04"])
+def test_a_word_that_stays_wrong_is_named_and_nothing_is_changed(last: bytes) -> None:
+    make_service()
+    before = files()
+    with person_runs("keys", "recover", "--to", "file:secrets/new.key") as person:
+        person.sees("> ")
+        person.types(" ".join(["misread", *PHRASE.read_text().split()[1:]]))
+        if last.startswith(b"misread"):
+            person.sees(" 1> ")
+            person.types("misread")
+        person.sees(" 1> ")
+        person.presses(last)
+        assert person.ends() == 2
+        assert "words are not in the list: number 1. Look" in person.seen.partition(CLEAR)[2]
+    assert files() == before
+
+
+def _that_do_not_fit(words: list[str]) -> list[str]:
+    """Return the words in another order; one in 256 is a phrase as well."""
+    for place in range(1, 24):
+        turned = [*words[place:], *words[:place]]
+        try:
+            key_of(" ".join(turned)).close()
+        except ConfigurationError:
+            return turned
+    raise AssertionError
+
+
+@posix
+@pytest.mark.parametrize("tries", [2, 3])
+def test_words_that_do_not_fit_together_are_typed_again_twice(tries: int) -> None:
+    make_service()
+    before = files()
+    words = PHRASE.read_text().split()
+    turned = _that_do_not_fit(words)
+    with person_runs("keys", "recover", "--to", "file:secrets/new.key") as person:
+        for _ in range(tries):
+            person.sees(" 1> ")
+            person.types(" ".join(turned))
+        if tries == 2:
+            person.sees("do not fit together")
+            person.sees("all of them again")
+            person.sees(" 1> ")
+            person.types(" ".join(words))
+        assert person.ends() == (2 if tries == 3 else 0)
+        assert ("do not fit together" in person.seen.partition(CLEAR)[2]) is (tries == 3)
+    assert (files() == before) is (tries == 3)
+
+
 def test_a_phrase_comes_from_standard_input_where_that_is_no_terminal() -> None:
     make_service()
     arguments = ["keys", "recover", "--to", "file:secrets/new.key"]
@@ -454,6 +524,8 @@ def test_a_phrase_comes_from_standard_input_where_that_is_no_terminal() -> None:
     result = run(*arguments, stdin=subprocess.DEVNULL)
     assert result.returncode == 2
     assert "there are 0 here" in result.stderr
+    result = run(*arguments, input=PHRASE.read_text().replace(" ", " misread ", 1))
+    assert (result.returncode, result.stdout) == (2, ""), "and nobody is asked again"
 
 
 def test_a_process_without_any_input_is_told_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from .errors import ConfigurationError, KeyUnavailableError
 from .keys.derivation import KEY_BYTES
 from .keys.key_file import read_secret
 from .keys.provider import KEY_FILE
-from .keys.recovery import WORDS, key_of, may_open, phrase_of
+from .keys.recovery import WORDS, is_in_the_list, key_of, may_open, phrase_of, words_in
 from .secret_bytes import SecretBytes
 
 _ASKED_BACK: Final = 3
@@ -108,6 +108,9 @@ def new_phrase(file: Path | None) -> SecretBytes:
 def read_phrase(file: Path | None) -> SecretBytes:
     """Return the key of a recovery phrase that is in a file or typed; to be closed.
 
+    On a terminal, a word that no phrase has is asked for again at once, and all of them if they do
+    not fit together.
+
     Args:
         file: The file; None asks on the terminal, or reads standard input where that is none.
 
@@ -128,7 +131,7 @@ def read_phrase(file: Path | None) -> SecretBytes:
     with _screen_of_its_own():
         print(f"The {WORDS} words of the recovery phrase; the first four letters of each will do.")
         print("They show while you type. An empty line ends them.")
-        return key_of(_typed_words())
+        return _typed_phrase()
 
 
 def ask_passphrase(new: bool) -> str:
@@ -200,17 +203,52 @@ def _ask_back(place: int, word: str) -> None:
     )
 
 
-def _typed_words() -> str:
+def _typed_phrase() -> SecretBytes:
+    for left in range(_TRIES - 1, -1, -1):
+        typed = _typed_words()
+        asks_again = left > 0 and len(typed) >= WORDS and all(map(is_in_the_list, typed))
+        phrase = " ".join(typed)
+        del typed  # no frame of a traceback has a word among its variables
+        try:
+            return key_of(phrase)
+        except ConfigurationError as error:
+            if not asks_again:
+                raise
+            print(f"{error} Then type all of them again.")
+        finally:
+            del phrase
+    raise AssertionError
+
+
+def _typed_words() -> list[str]:
     typed: list[str] = []
     while len(typed) < WORDS:
-        try:
-            words = input(f"{len(typed) + 1:2}> ").split()
-        except EOFError:
-            break
+        words = _words_of_a_line(len(typed))
         if not words:
             break
-        typed += words
-    return " ".join(typed)
+        for word in words:
+            typed.append(_corrected(len(typed), word))
+    return typed
+
+
+def _corrected(place: int, word: str) -> str:
+    """Return a word, or what is typed in its place if it is not in the list."""
+    for _ in range(_TRIES - 1):
+        if is_in_the_list(word):
+            break
+        print(f"Word {place + 1} is not in the list. Look at how it is written, type it again.")
+        again = _words_of_a_line(place)
+        if not again:
+            break
+        word = again[0] if len(again) == 1 else word
+    return word
+
+
+def _words_of_a_line(place: int) -> list[str]:
+    try:
+        return words_in(input(f"{place + 1:2}> "))
+    except EOFError:
+        return []
 
 
 @contextmanager

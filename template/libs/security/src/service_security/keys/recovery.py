@@ -87,6 +87,16 @@ def key_of(phrase: str) -> SecretBytes:
     return found
 
 
+def words_in(text: str) -> list[str]:
+    """Return the words of a text that may be one, with anything between them that is no letter."""
+    return re.findall(r"[a-z]+", text.lower())
+
+
+def is_in_the_list(word: str) -> bool:
+    """Tell whether a phrase can have that word; its first four letters are enough."""
+    return word in _numbers()
+
+
 def may_open(envelope: Path, key: SecretBytes) -> bool:
     """Tell whether a recovery key opens an envelope, or whether that cannot be told now."""
     try:
@@ -102,7 +112,7 @@ def may_open(envelope: Path, key: SecretBytes) -> bool:
 
 def _decoded(phrase: str) -> SecretBytes | str:
     """Return the key of a phrase, or a sentence on what is wrong with it."""
-    typed = re.findall(r"[a-z]+", phrase.lower())
+    typed = words_in(phrase)
     if len(typed) != WORDS:
         return (
             f"A recovery phrase has {WORDS} words; there are {len(typed)} here. Type them in their "
