@@ -5,6 +5,7 @@ second part mounts real file systems, for which it has to be root on Linux: it i
 otherwise, or fails if ``SERVICE_SECURITY_REQUIRE_DEVICES=1``.
 """
 
+import ctypes
 import os
 import shutil
 import struct
@@ -13,7 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -458,6 +459,7 @@ class Disk:
         self._source: str | Path = "tmpfs"
         self._options = f"size={size}"
         folder.mkdir()
+        _leave_the_mounts_of_others()
         if block:
             self._source, self._options = folder.with_name(f"{folder.name}.image"), "loop"
             with self._source.open("wb") as image:
@@ -518,6 +520,19 @@ class Disk:
                 _run("umount", self.folder)
                 return
             _run("umount", "--lazy", self.folder)
+
+
+@cache
+def _leave_the_mounts_of_others() -> None:
+    """Let nobody else see what is mounted from here on.
+
+    A container that starts meanwhile would take a copy along: what is unmounted here would live on
+    there, and be the same again when it is mounted anew.
+    """
+    namespace_of_mounts = 0x20000  # CLONE_NEWNS; os.unshare comes with Python 3.12
+    if ctypes.CDLL(None, use_errno=True).unshare(namespace_of_mounts) != 0:
+        _unavailable(f"no mounts of its own: {os.strerror(ctypes.get_errno())}")
+    _run("mount", "--make-rprivate", "/")
 
 
 @contextmanager
