@@ -224,6 +224,25 @@ def test_the_lock_follows_no_link_and_a_link_to_the_database_has_the_same_one(
     assert store.rotation().run().key_id == 3
 
 
+def test_a_store_whose_device_has_failed_changes_no_keys_even_if_nothing_is_due(
+    database: Path,
+) -> None:
+    with failing_device() as device:
+        store = SecureDb.open(database, MASTER, clock=Clock())
+        store.insert(b"one", b"1")
+        device.fail("sync", 1)
+        with pytest.raises(StoreUnavailableError):
+            store.insert(b"two", b"2")
+        device.mend()
+        rotation = store.rotation()
+        for change in (rotation.tend, rotation.run, rotation.roll_back):
+            with pytest.raises(StoreUnavailableError, match=r"failed on the device.*restart"):
+                change()
+        assert not database.with_name("records.db.keys-lock").exists()
+        store.close()
+    assert found(database).states == {1: A}
+
+
 @needs_posix
 def test_a_file_system_without_locks_is_said_and_nothing_stays_open(
     store: SecureDb, database: Path, monkeypatch: pytest.MonkeyPatch
