@@ -306,8 +306,8 @@ def test_a_service_refuses_plain_records_and_names_the_command(folder: DataFolde
     with pytest.raises(ConfigurationError) as refusal:
         refuse_other_kind(folder.database, cipher="aes256gcm", key_source="file:a key")
     folders = f"--data-dir {folder.path} --key-source 'file:a key'"
-    init = f"uv run python -m service_security init {folders}"
-    command = f"uv run python -m service_security db import {folders} --cipher aes256gcm"
+    init = f"uv run just init {folders}"
+    command = f"uv run just db import {folders} --cipher aes256gcm"
     assert str(refusal.value).endswith(f": {init} && {command}")
     folder.envelope.write_text("an envelope")
     with pytest.raises(ConfigurationError) as refusal:
@@ -318,13 +318,22 @@ def test_a_service_refuses_plain_records_and_names_the_command(folder: DataFolde
     refuse_other_kind(folder.database, cipher="aes256gcm", key_source="file:a key")
 
 
+def test_messages_name_the_command_of_a_container(
+    folder: DataFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SERVICE_COMMAND", "docker compose run --rm init")
+    _write_plain(folder.database, RECORDS)
+    with pytest.raises(ConfigurationError, match="docker compose run --rm init db import --data-"):
+        refuse_other_kind(folder.database, cipher="aes256gcm", key_source="file:a key")
+
+
 def test_the_note_names_the_export_and_goes_with_the_encrypted_file(folder: DataFolder) -> None:
     _write_plain(folder.database, RECORDS)
     _import(folder)
     leave_note(folder.database)
     leave_note(folder.database)
     note = folder.path / "records.db.README.txt"
-    assert f"python -m service_security db export --data-dir {folder.path}" in note.read_text()
+    assert f"uv run just db export --data-dir {folder.path}" in note.read_text()
     _export(folder)
     assert not note.exists()
 

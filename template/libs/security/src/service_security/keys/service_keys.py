@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from .._files import exists
+from ..command_line import command_line
 from ..errors import (
     ConfigurationError,
     IntegrityError,
@@ -97,8 +98,8 @@ def open_keys(envelope: Path, source: KeySource | str) -> ServiceKeys:
     if envelope_is_there(next_envelope(envelope)):
         raise KeyUnavailableError(
             f"{next_envelope(envelope)} is there: a change of the master key was interrupted. Go "
-            "on with it: `uv run just keys rotate --master`, with the "
-            "options of the first time."
+            f"on with it: `{command_line('keys rotate --master')}`, with the options of the first "
+            "time."
         )
     return open_envelope(envelope, source)
 
@@ -192,7 +193,8 @@ def read_envelope(path: Path) -> Envelope:
             text = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise KeyUnavailableError(
-            f"There is no key envelope {path}. A new service makes it with `uv run just init`. "
+            f"There is no key envelope {path}. A new service makes it with "
+            f"`{command_line('init')}`. "
             "Where there is data already, put a copy of the envelope back: a new key could not "
             "read it. Without a copy, move the database away, make a new key, and restore a backup."
         ) from None

@@ -8,17 +8,15 @@ import os
 import shlex
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
 
 from .._files import exists
+from ..command_line import command_line
 from ..errors import ConfigurationError
 from ..keys.source import KeySource
 from ..layout import DataFolder
 from .kind import Kind, kind_of
 from .replacement import beside, is_the_same_file
 from .sqlite_errors import translated
-
-_COMMAND: Final = "uv run python -m service_security"
 
 
 def refuse_other_kind(database: Path, *, cipher: str, key_source: KeySource | str) -> None:
@@ -39,25 +37,24 @@ def refuse_other_kind(database: Path, *, cipher: str, key_source: KeySource | st
     source = key_source if isinstance(key_source, KeySource) else KeySource.parse(key_source)
     folders += f" --key-source {shlex.quote(str(source))}"
     if kind_of(database) is Kind.PLAIN:
-        first = f"{_COMMAND} init {folders} && "
+        first = command_line(f"init {folders}") + " && "
         raise ConfigurationError(
             f"{database} holds records that are not encrypted. Nothing was changed. Stop every "
             "service that uses it, then import them with: "
             f"{'' if exists(DataFolder(database.parent).envelope) else first}"
-            f"{_COMMAND} db import {folders} --cipher {cipher}"
+            + command_line(f"db import {folders} --cipher {cipher}")
         )
     with translated(database):
         replaced = beside(database, "replaced")
         if exists(replaced) and not is_the_same_file(replaced, database):
             raise ConfigurationError(
                 f"{replaced} still holds the records of before. To have it overwritten, run "
-                f"again: {_COMMAND} db import {folders} --cipher {cipher}"
+                "again: " + command_line(f"db import {folders} --cipher {cipher}")
             )
         if exists(beside(database, "exporting")):
             raise ConfigurationError(
                 f"{beside(database, 'exporting')} holds readable records of an export that was "
-                "stopped. Delete it, or go on with: "
-                f"{_COMMAND} db export {folders}"
+                "stopped. Delete it, or go on with: " + command_line(f"db export {folders}")
             )
 
 
@@ -72,7 +69,7 @@ def leave_note(database: Path) -> None:
         "the service's key.\n"
         "To take the records out for a service that does not encrypt them, run this in the "
         "version of the service that wrote them:\n"
-        f"{_COMMAND} db export --data-dir {folder}\n"
+        + command_line(f"db export --data-dir {folder}\n")
     )
     with translated(database), suppress(FileExistsError):
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC

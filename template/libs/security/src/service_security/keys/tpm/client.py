@@ -336,7 +336,7 @@ def _explained(code: int, error: errors.TpmRefusedError) -> errors.TpmError:
         return errors.PcrChangedError(
             "The PCRs that the key is bound to have other values than when it was sealed: the "
             "firmware, its settings or the boot loader were changed. Undo that and start the "
-            "machine again, or " + errors.RECOVER
+            "machine again, or " + errors.recover()
         )
     if error.reason not in (errors.AUTH_FAIL, errors.BAD_AUTH):
         return error

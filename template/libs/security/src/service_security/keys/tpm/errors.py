@@ -6,6 +6,7 @@ All but one are a `KeyUnavailableError`: the key exists, and cannot be had here 
 
 from typing import Final
 
+from ...command_line import command_line
 from ...errors import IntegrityError, KeyUnavailableError
 
 # TPM_RC (TCG TPM 2.0 Library, Part 2, 6.6), without the number of what they are about
@@ -92,9 +93,6 @@ class SealedKeyDamagedError(IntegrityError):
     """The sealed key in the envelope is not what was written. Restore the envelope."""
 
 
-RECOVER: Final = "recover the key with the recovery phrase: uv run just keys recover --to tpm2"
-"""What is left to do when the TPM does not give the key any more."""
-
 PROVISION: Final = (
     "head -c 64 /dev/zero | tpm2_createprimary -C o -P file:OWNER-PASSWORD -G ecc -u - -c root.ctx "
     "-a 'fixedtpm|fixedparent|sensitivedataorigin|userwithauth|noda|restricted|decrypt'; "
@@ -110,6 +108,11 @@ OCCUPIED: Final = (
     + TAKE_AWAY
 )
 """What comes first where another key is in the place."""
+
+
+def recover() -> str:
+    """Return what is left to do when the TPM does not give the key any more."""
+    return "recover the key with the recovery phrase: " + command_line("keys recover --to tpm2")
 
 
 def owner_password() -> TpmOwnerError:
@@ -132,7 +135,7 @@ def damaged() -> SealedKeyDamagedError:
     """Return the error about a sealed key that is not as it was."""
     return SealedKeyDamagedError(
         "The sealed key in the envelope is damaged. Restore the envelope from the backup, or "
-        + RECOVER
+        + recover()
     )
 
 

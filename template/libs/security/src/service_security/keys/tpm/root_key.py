@@ -80,5 +80,5 @@ def root_key_named(client: Client, name: bytes) -> Iterator[RootKey]:
 def _other() -> errors.OtherTpmError:
     return errors.OtherTpmError(
         "The key was sealed by another TPM, or this one was cleared since. Start the service where "
-        "that TPM is, or " + errors.RECOVER
+        "that TPM is, or " + errors.recover()
     )
