@@ -3,7 +3,7 @@
 # packages and the wheel of uv, for machines that reach no container registry. FOLDER keeps them for the next time.
 #
 #   gcr.io/distroless/cc-debian13:nonroot   the files of its packages and their records; no maintainer script ran
-#   python:3.13-slim-trixie                 Debian's minimal system, with its CPython moved to /usr/local
+#   python:3.13-slim-trixie                 Debian's minimal system, with its CPython moved to /usr/local, and pip
 #   ghcr.io/astral-sh/uv:VERSION            the wheel's programs
 #
 # Where they differ from the real ones: CPython is Debian's build of 3.13 and has no libpython.so; uv is linked to libc; the CA
@@ -49,6 +49,10 @@ ln -s site-packages "$library/dist-packages"
 rm -f "$library/EXTERNALLY-MANAGED" "$library/sitecustomize.py"
 sed -i "s/'DEB_PYTHON_INSTALL_LAYOUT', 'posix_local'/'DEB_PYTHON_INSTALL_LAYOUT', 'posix_prefix'/
         s/prefix_scheme = 'posix_local'/prefix_scheme = 'posix_prefix'/" "$library/sysconfig/__init__.py"
+python3 -m pip -q download --no-deps --only-binary :all: --dest "$work/wheel" pip
+python3 -m zipfile -e "$work"/wheel/pip-*.whl "$library/site-packages"
+printf '#!/usr/local/bin/python3\nfrom pip._internal.cli.main import main\nmain()\n' > "$work/python/usr/local/bin/pip"
+chmod 755 "$work/python/usr/local/bin/pip"
 cp "${SSL_CERT_FILE:-/etc/ssl/certs/ca-certificates.crt}" "$work/python/etc/ssl/certs/ca-certificates.crt"
 chmod 644 "$work/python/etc/ssl/certs/ca-certificates.crt"
 layer "$work/python" > "$work/python.tar"
