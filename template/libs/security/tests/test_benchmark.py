@@ -226,9 +226,9 @@ class Sound(Forgetful):
 
 @pytest.mark.parametrize("do", [{"count": 400}, {"count": 50, "size": 10}, {"by": "batch"}])
 def test_a_store_that_loses_records_is_not_measured(do: dict[str, Any], tmp_path: Path) -> None:
-    def work(store: Any) -> None:
+    def work(store: Any, rounds: int) -> None:
         worker = Worker(lambda _: store, tmp_path, "random", 10, 0)
-        for _ in range(40):
+        for _ in range(rounds):
             if "by" in do:
                 worker.fill(100, **do)
             elif "size" in do:
@@ -236,9 +236,9 @@ def test_a_store_that_loses_records_is_not_measured(do: dict[str, Any], tmp_path
             else:
                 worker.insert(**do)
 
-    work(Sound())
+    work(Sound(), 3)
     with pytest.raises(RuntimeError, match="lost a record"):
-        work(Forgetful())
+        work(Forgetful(), 40)
 
 
 def test_a_worker_that_fails_is_named(capfd: pytest.CaptureFixture[str]) -> None:

@@ -7,14 +7,15 @@ import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from failing_vfs import in_child
 from service_security import _files
 from service_security._files import locked
 from service_security.cli import main
@@ -449,48 +450,40 @@ def test_a_service_without_a_phrase_gets_its_first_one() -> None:
 
 # Killed, and two at once
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from service_security.keys import KeySource, initialise, open_keys
-from service_security.keys.reseal import reseal
-
-left = int(sys.argv[1])
+DEADLY = ("open", "fsync", "link", "unlink", "replace", "close", "mkdir", "lstat", "stat")
 
 
-def dying(call):
-    def counted(*arguments, **options):
-        global left
-        left -= 1
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return call(*arguments, **options)
+def _die_at(call: int, command: str) -> None:
+    left = call
 
-    return counted
+    def dying(real: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*arguments: Any, **options: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*arguments, **options)
 
+        return counted
 
-envelope = Path("data/envelope.json")
-if sys.argv[2] == "reseal":
-    keys, to = open_keys(envelope, "file:old.key"), KeySource.parse("file:new.key")
-for name in ("open", "fsync", "link", "unlink", "replace", "close", "mkdir", "lstat", "stat"):
-    setattr(os, name, dying(getattr(os, name)))
-if sys.argv[2] == "reseal":
-    reseal(envelope, keys, to)
-else:
-    initialise(envelope, "file:new.key", holds_encrypted_data=lambda: False)
-"""
+    keys = open_keys(ENVELOPE, OLD) if command == "reseal" else None
+    for name in DEADLY:
+        setattr(os, name, dying(getattr(os, name)))
+    if keys:
+        reseal(ENVELOPE, keys, KeySource.parse(NEW))
+    else:
+        initialise(ENVELOPE, NEW, holds_encrypted_data=lambda: False)
 
 
 def _killed_at(call: int, command: str) -> bool:
-    """Run a command that is killed at its n-th call of the system; tell whether it was."""
-    status = subprocess.run(
-        [sys.executable, "-c", KILLED, str(call), command], check=False, timeout=60
-    ).returncode
+    """Run a command in a child that is killed at its n-th call of the system; tell whether so."""
+    status = os.waitstatus_to_exitcode(in_child(Path(), lambda: _die_at(call, command)))
     assert status in (0, -signal.SIGKILL)
     return status != 0
 
 
 @posix
+@pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
 def test_a_killed_reseal_leaves_an_envelope_that_opens_with_one_of_the_two() -> None:
     master = _init()
     shutil.copytree("data", "as it was")
@@ -518,6 +511,7 @@ def test_a_killed_reseal_leaves_an_envelope_that_opens_with_one_of_the_two() -> 
 
 
 @posix
+@pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
 def test_a_killed_init_goes_on_and_leaves_no_second_copy() -> None:
     call = 0
     while True:
