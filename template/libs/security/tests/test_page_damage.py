@@ -55,10 +55,10 @@ class Sample(NamedTuple):
 
 @pytest.fixture(scope="module")
 def sample(tmp_path_factory: pytest.TempPathFactory) -> Sample:
-    """A store of 200 records, every tenth too large for a page."""
+    """A store of 200 records, every twentieth too large for a page."""
     chance = random.Random(1)  # noqa: S311 - a test that is the same each time
     records = {
-        b"name %d" % number: chance.randbytes(9000 if number % 10 == 0 else 900)
+        b"name %d" % number: chance.randbytes(9000 if number % 20 == 0 else 900)
         for number in range(RECORDS)
     }
     path = tmp_path_factory.mktemp("sample") / "records.db"
