@@ -188,7 +188,7 @@ def test_a_word_may_be_wrong_twice_but_not_three_times() -> None:
     with person_runs("init") as person:
         words = person.reads_phrase()
         for _ in range(2):
-            person.types("wrong")
+            person.types("misread")  # which no phrase has
             person.sees("That is not the word. Look at what you have written.")
             person.sees("Word ")
         _answer(person, words)
@@ -201,7 +201,7 @@ def test_after_three_wrong_words_nothing_was_made_and_the_phrase_is_off_the_scre
     with person_runs("init") as person:
         person.reads_phrase()
         for _ in range(3):
-            person.types("wrong")
+            person.types("misread")  # which no phrase has
         assert person.ends() == 2
         assert CLEAR in person.seen
         assert "Nothing was changed" in person.seen.partition(CLEAR)[2]
