@@ -76,12 +76,12 @@ def is_not_privileged(facts: Facts) -> Finding:
 def is_limited(facts: Facts) -> Finding:
     """Judge point 21: what was asked for, and what the kernel enforces."""
     host = facts.container.part("HostConfig")
-    processes, memory, swap = (host.number(each) for each in ("PidsLimit", "Memory", "MemorySwap"))
-    nano = host.number("NanoCpus")
+    processes = host.number("PidsLimit") if host.has("PidsLimit") else 0
+    memory, swap, nano = (host.number(each) for each in ("Memory", "MemorySwap", "NanoCpus"))
     quota = host.number("CpuQuota") if host.has("CpuQuota") else 0
     problems = []
     if not 0 < processes <= MOST_PROCESSES:
-        problems.append(f"Processes: {processes}, not 1 to {MOST_PROCESSES}.")
+        problems.append(f"Processes are limited to {processes}, not to 1 to {MOST_PROCESSES}.")
     if memory <= 0:
         problems.append("Memory is not limited.")
     if swap != memory:
@@ -181,7 +181,8 @@ def _is_loopback(address: str) -> bool:
 def has_safe_scratch(facts: Facts) -> Finding:
     """Judge point 24: as asked for, and as it is mounted."""
     host = facts.container.part("HostConfig")
-    asked = {path: each.text().split(",") for path, each in host.table("Tmpfs").items()}
+    tables = host.table("Tmpfs") if host.has("Tmpfs") else {}
+    asked = {path: each.text().split(",") for path, each in tables.items()}
     more = {
         each.text("Target")
         for each in (host.entries("Mounts") if host.has("Mounts") else [])

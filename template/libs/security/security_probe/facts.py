@@ -10,7 +10,7 @@ from .files import Tree
 SERVICE_ID: Final = 65532
 """Number of the user and of the group that a service runs as."""
 DATA: Final = "/data"
-SCRATCH: Final = "/tmp"  # noqa: S108 - a tmpfs of the container's own
+SCRATCH: Final = "/tmp"  # a tmpfs of the container's own
 WRITABLE: Final = frozenset({DATA, SCRATCH})
 TPM: Final = "/dev/tpmrm0"
 
@@ -95,10 +95,12 @@ class Facts:
         """Return the files of the image.
 
         Raises:
-            NotShownError: They could not be read.
+            NotShownError: They could not be read, or are not those of a service in Python.
         """
         if isinstance(self.tree, NotFound):
             raise NotShownError(self.tree.reason)
+        if not self.tree.has_python:
+            raise NotShownError("there is no Python among the files of the image")
         return self.tree
 
     def answer(self, *path: str) -> Document:

@@ -9,6 +9,7 @@ import re
 import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import IO, Final, Literal
 
 from .errors import ProbeError
@@ -92,9 +93,9 @@ class Tree:
                 here = here[:-1]
                 continue
             entry = self.entries.get("/".join([*here, part]))
-            if entry is None:
+            if entry is None and not rest:
                 return None
-            if entry.kind != "link":
+            if entry is None or entry.kind != "link":  # archives may leave folders out
                 here.append(part)
                 continue
             links += 1
@@ -105,9 +106,31 @@ class Tree:
             rest += [each for each in entry.target.split("/") if each not in ("", ".")][::-1]
         return "/".join(here)
 
+    def at(self, path: str) -> Entry | None:
+        """Return what lies where a path leads, or nothing."""
+        real = self.resolve(path)
+        return None if real is None else self.entries.get(real)
+
+    def programs(self) -> Iterator[tuple[str, str]]:
+        """Yield each path that leads to a program, with the path of the program itself."""
+        for path, entry in self.entries.items():
+            real = self.resolve(path) if entry.kind == "link" else path
+            if real is not None and real in self.entries and self.entries[real].executable:
+                yield path, real
+
+    @cached_property
+    def has_python(self) -> bool:
+        """Whether there is an interpreter among them."""
+        return any(is_python(path) and entry.executable for path, entry in self.files())
+
     def files(self) -> Iterator[tuple[str, Entry]]:
         """Yield the regular files."""
         return ((path, entry) for path, entry in self.entries.items() if entry.kind == "file")
+
+
+def is_python(path: str) -> bool:
+    """Tell whether a program is an interpreter, by its name."""
+    return bool(re.fullmatch(r"python[0-9.]*", posixpath.basename(path)))
 
 
 def read_tree(stream: IO[bytes]) -> Tree:

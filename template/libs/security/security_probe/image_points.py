@@ -9,7 +9,7 @@ from typing import Final
 
 from .document import Document, NotShownError
 from .facts import DATA, SERVICE_ID, Facts, NotFound, NotTried
-from .files import CA_BUNDLE, USERS, Entry, Tree
+from .files import CA_BUNDLE, USERS, Entry, Tree, is_python
 from .finding import Finding, Point, failed, finding, not_tried
 from .inside import SHELLS
 from .libraries import libraries_of
@@ -79,12 +79,13 @@ def starts_without_shell(facts: Facts) -> Finding:
 
 
 def _is_interpreter(tree: Tree, word: str) -> bool:
-    real = tree.resolve(word) if word.startswith("/") else None
-    return real is not None and _is_python(real) and tree.entries[real].executable
-
-
-def _is_python(path: str) -> bool:
-    return bool(re.fullmatch(r"python[0-9.]*", PurePosixPath(path).name))
+    entry = tree.at(word)
+    return (
+        word.startswith("/")
+        and is_python(tree.resolve(word) or "")
+        and entry is not None
+        and entry.executable
+    )
 
 
 def tells_no_secret(facts: Facts) -> Finding:
@@ -103,6 +104,10 @@ def tells_no_secret(facts: Facts) -> Finding:
             words = what.texts("Config", part) if what.has("Config", part) else []
             if kind := looks_like_a_secret(" ".join(words)):
                 problems.append(f"{part} of the {what.name} holds {kind}.")
+        labels = what.table("Config", "Labels") if what.has("Config", "Labels") else {}
+        for name, label in labels.items():  # compose and builders put digests there
+            if kind := looks_like_a_secret(label.text(), if_random=False):
+                problems.append(f"The label {plain(name, 80)} of the {what.name} holds {kind}.")
     if isinstance(facts.steps, NotFound):
         raise NotShownError(facts.steps.reason)
     if not facts.steps:
@@ -152,22 +157,14 @@ def has_no_capabilities(facts: Facts) -> Finding:
 
 
 def _none_of(found: set[str], kind: str, tree: Tree) -> Finding:
-    files = _counted_files(tree)
+    files = len([*tree.files()])
     problems = [f"{counted(len(found), 'file')} {kind}: {some(found)}."] if found else []
     return finding(problems, f"none among {counted(files, 'file')}")
-
-
-def _counted_files(tree: Tree) -> int:
-    files = sum(1 for _ in tree.files())
-    if not files:
-        raise NotShownError("any file of the image")
-    return files
 
 
 def lets_nobody_else_write(facts: Facts) -> Finding:
     """Judge point 7."""
     tree = facts.files()
-    _counted_files(tree)
     open_to_all = {
         path: entry
         for path, entry in tree.entries.items()
@@ -189,7 +186,6 @@ def lets_nobody_else_write(facts: Facts) -> Finding:
 def owns_only_its_data(facts: Facts) -> Finding:
     """Judge point 8."""
     tree = facts.files()
-    _counted_files(tree)
     owned = {path for path, entry in tree.entries.items() if SERVICE_ID in (entry.uid, entry.gid)}
     places = ("data", "home/nonroot")
     wrong = {
@@ -203,19 +199,12 @@ def owns_only_its_data(facts: Facts) -> Finding:
 
 def has_one_program(facts: Facts) -> Finding:
     """Judge point 9."""
-    tree = facts.files()
     problems = []
     programs: dict[str, list[str]] = {}
-    for path, entry in tree.entries.items():
-        folder = PurePosixPath(path).parent
-        if folder.name not in BINARIES:
-            continue
-        real = tree.resolve(path)
-        if entry.kind == "link" and real is None:
-            continue  # leads nowhere
-        if real is not None and tree.entries[real].executable:
+    for path, real in facts.files().programs():
+        if PurePosixPath(path).parent.name in BINARIES:
             programs.setdefault(real, []).append(path)
-    others = {path for path in programs if not _is_python(path)}
+    others = {path for path in programs if not is_python(path)}
     if others:
         problems.append(f"{counted(len(others), 'other program')}: {some(others)}.")
     pythons = set(programs) - others
@@ -229,7 +218,6 @@ def has_one_program(facts: Facts) -> Finding:
 def has_no_installer(facts: Facts) -> Finding:
     """Judge point 10: no such module or package among the files, and none that can be imported."""
     tree = facts.files()
-    _counted_files(tree)
     found = {path for path in tree.entries if _is_installer(PurePosixPath(path))}
     importable = set(facts.answer("interpreter").texts("modules"))
     problems = [f"In the image: {some(found)}."] if found else []
@@ -253,7 +241,7 @@ def _is_installer(path: PurePosixPath) -> bool:
 def leaves_nothing_lying_about(facts: Facts) -> Finding:
     """Judge point 11: by name, and for private keys by content, whatever the file is called."""
     tree = facts.files()
-    files = _counted_files(tree)
+    files = len([*tree.files()])
     found = {
         path
         for path, entry in tree.entries.items()
@@ -292,8 +280,8 @@ def is_compiled(facts: Facts) -> Finding:
         )
     }
     share = 1 - len(missing) / len(modules)
-    evidence = f"{len(modules) - len(missing):,} of {len(modules):,} modules ({share:.1%}) compiled"
-    wrong = f"Only {evidence}; the others: {some(missing)}."
+    evidence = f"{len(modules) - len(missing):,} of {len(modules):,} modules are compiled"
+    wrong = f"Only {evidence}, which are {share * 100:.1f} %; the others: {some(missing)}."
     return finding([wrong] if share < LEAST_COMPILED else [], evidence)
 
 
@@ -339,7 +327,7 @@ def tells_what_is_in_it(facts: Facts) -> Finding:
 
 
 def _is_time_zone(tree: Tree, path: str) -> bool:
-    entry = tree.entries.get(tree.resolve(path) or "")
+    entry = tree.at(path)
     return entry is not None and entry.start[:4] == b"TZif"
 
 

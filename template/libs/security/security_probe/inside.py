@@ -102,7 +102,7 @@ def attempt_in_child(work: Callable[[], object]) -> str:
         finally:
             os._exit(0)
     os.close(writing)
-    with open(reading, "rb") as pipe:  # noqa: PTH123 - a descriptor
+    with open(reading, "rb") as pipe:  # a descriptor
         said = pipe.read(100).decode("ascii", "replace")
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):
@@ -140,7 +140,7 @@ def open_nameless(folder: str, flags: int = os.O_RDWR) -> int:
             raise
     path = unused_name(folder)
     found = os.open(path, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | flags, 0o700)
-    os.unlink(path)  # noqa: PTH108 - a name, not a path that was chosen
+    os.unlink(path)  # a name, not a path that was chosen
     return found
 
 
@@ -155,7 +155,7 @@ def creating(folder: str) -> str:
     Where the kernel says that it would allow it, it is believed except in small file systems in
     memory: a layered file system would copy the folder into the container first, and keep it.
     """
-    if os.access(folder, os.W_OK | os.X_OK) and folder not in ("/tmp", "/data"):  # noqa: S108
+    if os.access(folder, os.W_OK | os.X_OK) and folder not in ("/tmp", "/data"):
         return DONE
     if folder.startswith("/sys/fs/cgroup"):
         return attempt(lambda: make_and_remove_folder(folder))
@@ -165,8 +165,8 @@ def creating(folder: str) -> str:
 def make_and_remove_folder(folder: str) -> None:
     """Make a folder in one where no files can be made: a control group."""
     path = unused_name(folder)
-    os.mkdir(path)  # noqa: PTH102
-    os.rmdir(path)  # noqa: PTH106
+    os.mkdir(path)
+    os.rmdir(path)
 
 
 def refused(said: str) -> bool:
@@ -242,7 +242,7 @@ def _look_at(path: str, mode: int, mount_points: set[str], found: dict[str, list
         writable = not refused(can)
     else:
         writable = os.access(path, os.W_OK)
-    if writable and not path.startswith(("/tmp/", "/data/")):  # noqa: S108
+    if writable and not path.startswith(("/tmp/", "/data/")):
         found["writable"].append(path)
     if mode & (stat.S_ISUID | stat.S_ISGID):
         found["setuid"].append(path)
@@ -261,7 +261,7 @@ def _is_usual(device: int) -> bool:
 def mounts() -> dict[str, dict[str, str]]:
     """Read what is mounted where; of several at one place the last, which hides the others."""
     found = {}
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:  # noqa: PTH123
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
         for line in lines:
             mount, _, system = line.partition(" - ")
             fields, kind = mount.split(), system.split()
@@ -269,7 +269,7 @@ def mounts() -> dict[str, dict[str, str]]:
                 found[_unescaped(fields[4])] = {
                     "options": fields[5],
                     "kind": kind[0],
-                    "system_options": kind[-1],
+                    "system_options": kind[-1][:1000],  # a layered one names every layer
                 }
     return found
 
@@ -284,7 +284,7 @@ def process(number: str) -> dict[str, str]:
     """Read who a process is and what it may do."""
     wanted = ("Uid", "Gid", "Groups", "NoNewPrivs", "Seccomp")
     found = {}
-    with open(f"/proc/{number}/status", encoding="utf-8", errors="replace") as lines:  # noqa: PTH123
+    with open(f"/proc/{number}/status", encoding="utf-8", errors="replace") as lines:
         for line in lines:
             name, _, value = line.partition(":")
             if name in wanted or (name.startswith("Cap") and len(name) == 6):
@@ -297,14 +297,14 @@ def namespaces() -> dict[str, int]:
     found = {}
     for name in ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts"):
         with suppress(OSError, ValueError):
-            found[name] = int(os.readlink(f"/proc/self/ns/{name}").split("[")[1].rstrip("]"))  # noqa: PTH115
+            found[name] = int(os.readlink(f"/proc/self/ns/{name}").split("[")[1].rstrip("]"))
     return found
 
 
 def read(path: str) -> str | None:
     """Return a short text of the kernel's, or nothing where there is none."""
     try:
-        with open(path, encoding="utf-8", errors="replace") as file:  # noqa: PTH123
+        with open(path, encoding="utf-8", errors="replace") as file:
             return file.read(4000).strip()
     except OSError:
         return None
@@ -313,7 +313,7 @@ def read(path: str) -> str | None:
 def limits() -> dict[str, str | None]:
     """Read the limits that are in force, of either version of control groups."""
     top = "/sys/fs/cgroup"
-    if os.path.exists(f"{top}/cgroup.controllers"):  # noqa: PTH110
+    if os.path.exists(f"{top}/cgroup.controllers"):
         places = {
             "pids": "pids.max",
             "memory": "memory.max",
@@ -350,14 +350,14 @@ def become(*numbers: Callable[[], object]) -> str:
 
 def making_a_device() -> None:
     """Make the device that reads as zeros; it is removed at once."""
-    path = unused_name("/tmp")  # noqa: S108
+    path = unused_name("/tmp")
     os.mknod(path, stat.S_IFCHR | 0o600, os.makedev(1, 5))
-    os.unlink(path)  # noqa: PTH108
+    os.unlink(path)
 
 
 def giving_away() -> None:
     """Give a file to root."""
-    file = open_nameless("/tmp")  # noqa: S108
+    file = open_nameless("/tmp")
     try:
         os.fchown(file, 0, 0)
     finally:
@@ -415,8 +415,8 @@ def attempts() -> dict[str, str]:
         "change a kernel setting": attempt(
             lambda: os.close(os.open("/proc/sys/kernel/core_pattern", os.O_WRONLY))
         ),
-        "run a file in /tmp": attempt(lambda: running_from("/tmp")),  # noqa: S108
-        "load code from /tmp": attempt(lambda: mapping_from("/tmp")),  # noqa: S108
+        "run a file in /tmp": attempt(lambda: running_from("/tmp")),
+        "load code from /tmp": attempt(lambda: mapping_from("/tmp")),
         "run a file in /data": attempt(lambda: running_from("/data")),
         "start a shell": attempt(
             lambda: subprocess.run("exit", shell=True, check=True, capture_output=True, timeout=20)  # noqa: S602, S607
@@ -433,7 +433,7 @@ def interpreter(flags: list[str]) -> dict[str, object]:
         check=False,
         timeout=20,
     )
-    folders = [os.path.abspath(each) for each in json.loads(told.stdout or b"[]")]  # noqa: PTH100
+    folders = [os.path.abspath(each) for each in json.loads(told.stdout or b"[]")]
     return {
         "path": folders,
         "writable_path": [each for each in folders if not refused(putting(each))],
@@ -445,9 +445,9 @@ def interpreter(flags: list[str]) -> dict[str, object]:
 
 def putting(path: str) -> str:
     """Try to put something at a path where modules are looked for, there or not there yet."""
-    while not os.path.exists(path):  # noqa: PTH110
-        path = os.path.dirname(path)  # noqa: PTH120
-    if os.path.isdir(path):  # noqa: PTH112
+    while not os.path.exists(path):
+        path = os.path.dirname(path)
+    if os.path.isdir(path):
         return creating(path)
     return DONE if os.access(path, os.W_OK) else "EACCES"
 
@@ -479,7 +479,7 @@ def helsinki_in_july() -> int:
 def group_of(path: str) -> int | None:
     """Return the number of the group that a device belongs to."""
     try:
-        return os.stat(path).st_gid  # noqa: PTH116
+        return os.stat(path).st_gid
     except OSError:
         return None
 
@@ -487,7 +487,7 @@ def group_of(path: str) -> int | None:
 def mode_of(path: str) -> int | None:
     """Return the permission bits of a folder."""
     try:
-        return stat.S_IMODE(os.stat(path).st_mode)  # noqa: PTH116
+        return stat.S_IMODE(os.stat(path).st_mode)
     except OSError:
         return None
 

@@ -158,15 +158,8 @@ def imports_nothing_planted(facts: Facts) -> Finding:
 
 def has_no_shell(facts: Facts) -> Finding:
     """Judge point 33: none among the files, and none that starts."""
-    tree = facts.files()
-    if not tree.entries:
-        raise NotShownError("any file of the image")
     shells = {
-        f"/{path}"
-        for path in tree.entries
-        if PurePosixPath(path).name in SHELLS
-        and (real := tree.resolve(path)) is not None
-        and tree.entries[real].executable
+        f"/{path}" for path, _ in facts.files().programs() if PurePosixPath(path).name in SHELLS
     } | set(facts.answer("files").texts("shells"))
     problems = [f"Shells: {some(shells)}."] if shells else []
     if facts.answer("system").number() == 0:

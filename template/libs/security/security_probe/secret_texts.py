@@ -46,11 +46,18 @@ def named_like_a_secret(name: str) -> str | None:
     return None
 
 
-def looks_like_a_secret(text: str) -> str | None:
-    """Tell what kind of secret is in a text, if any; digests of files are none."""
+def looks_like_a_secret(text: str, *, if_random: bool = True) -> str | None:
+    """Tell what kind of secret is in a text, if any; digests of files are none.
+
+    Args:
+        text: To be looked through.
+        if_random: Whether what looks random counts, where it has no known form.
+    """
     for kind, form in _FORMATS:
         if form.search(text):
             return kind
+    if not if_random:
+        return None
     public = _CHECKSUM.sub("", _DIGEST.sub("", text))
     if any(_is_random(word) for word in _WORD.findall(public)):
         return "something that looks random"
