@@ -20,7 +20,7 @@ from docker.models.containers import Container
 from markdown_it import MarkdownIt
 from scaffold import run
 
-from containers.engine import BUILD_PATIENCE, Variants, eventually, require_engine, run_name
+from containers.engine import BUILD_PATIENCE, Variants, building, eventually, require_engine, run_name
 
 GUIDE = Path("docs/security/DEPLOYMENT.md")
 PROJECT = "/srv/project"
@@ -87,7 +87,8 @@ def machine_image(variants: Variants, variant: str) -> str:
         (extra / "Dockerfile").write_text(DOCKERFILE.format(uv=uv[1]), "utf-8")
         (extra / "Dockerfile.dockerignore").write_text(".venv\n", "utf-8")
         command = ["docker", "build", "--quiet", "--network", "host", "--tag", name]
-        done = run(place, *command, "--file", ".machine/Dockerfile", ".", timeout=BUILD_PATIENCE)
+        with building():
+            done = run(place, *command, "--file", ".machine/Dockerfile", ".", timeout=BUILD_PATIENCE)
         assert done.returncode == 0, done.stderr
 
     variants.shared.once(f"machine-{variant}", build)
@@ -136,7 +137,7 @@ class Machine:
         self.write(f"/etc/systemd/system/{unit or self.slug}.service.d/test.conf", text)
         self.shell("systemctl daemon-reload")
 
-    def probe(self, unit: str, source: str = f"{PROJECT}/.machine/unit_probe.py", arguments: str = "") -> str:
+    def probe(self, unit: str, source: str = "", arguments: str = "", python: str = "") -> str:
         """Run a Python program with the settings of a unit that is installed; return what it printed.
 
         The settings are the unit's own lines. What is replaced is the program, and where its text and what it
@@ -144,7 +145,8 @@ class Machine:
         """
         lines = self.shell(f"systemctl cat {unit}")
         self.write("/etc/systemd/system/probe.service", lines)
-        program = f"/opt/{self.slug}/bin/python -I -B - {arguments}"
+        program = f"{python or f'/opt/{self.slug}/bin/python'} -I -B - {arguments}"
+        source = source or f"{PROJECT}/.machine/{PROBE.name}"
         streams = f"StandardInput=file:{source}\nStandardOutput=truncate:/run/probe.out"
         settings = f"Type=oneshot\nRestart=no\nExecStart=\nExecStart={program}\n{streams}"
         self.drop_in(f"[Service]\n{settings}", "probe")

@@ -10,6 +10,7 @@ import pty
 import re
 import subprocess
 import time
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -290,6 +291,33 @@ def test_update_of_the_guide_keeps_the_records(service: Machine) -> None:
     assert "before.backup holds 1 record" in service.shell(sync.sub("", update))
     eventually("the service is ready", service.is_ready, patience=20)
     assert service.request("GET", RECORD)["value"] == "hello"
+
+
+def answers_on(address: str) -> bool:
+    """Tell whether the service answers here, outside its machine."""
+    try:
+        with urllib.request.urlopen(f"http://{address}:8000/readyz", timeout=3) as response:
+            return bool(response.status == 200)
+    except OSError:
+        return False
+
+
+def test_drop_in_opens_it_to_the_addresses_that_it_names(service: Machine) -> None:
+    (network,) = service.container.attrs["NetworkSettings"]["Networks"].values()
+    listens = "[Service]\nEnvironment=SERVICE_HOST=0.0.0.0\n"
+    for allowed, expected in (("", False), (f"IPAddressAllow={network['Gateway']}", True)):
+        service.drop_in(listens + allowed)
+        service.start()
+        assert answers_on(network["IPAddress"]) is expected
+
+
+def test_python_of_another_place_runs_when_its_folder_is_named(service: Machine) -> None:
+    other = "/usr/local/bin/python3"
+    service.write("/root/hello.py", "print('hello')")
+    with pytest.raises(AssertionError, match="203/EXEC"):
+        service.probe(service.slug, "/root/hello.py", python=other)
+    service.drop_in("[Service]\nBindReadOnlyPaths=/usr/local\nExecPaths=+/usr/local\n")
+    assert service.probe(service.slug, "/root/hello.py", python=other) == "hello\n"
 
 
 DEVICE = """
