@@ -15,6 +15,8 @@ MOST_PROCESSES: Final = 4096
 ENGINE_SOCKETS: Final = re.compile(
     r"(?:docker|podman|containerd|crio|cri-dockerd|buildkitd|balena-engine)[^/]*\.sock$"
 )
+MANAGED_TPMS: Final = re.compile(r"/dev/tpmrm[0-9]+")
+"""Behind the kernel's resource manager: who has the bare ``/dev/tpm0`` shuts out everyone else."""
 MACHINES_OWN: Final = {
     "cgroup": 0xEFFFFFFB,
     "ipc": 0xEFFFFFFF,
@@ -246,8 +248,9 @@ def _devices(facts: Facts, host: Document) -> Iterator[str]:
     given = [each.text("PathInContainer") for each in host.entries("Devices")]
     if given != wanted:
         yield f"Given devices: {some(given) or 'none'}, not {some(wanted) or 'none'}."
-    if [each.text("PathOnHost") for each in host.entries("Devices")] != wanted and given == wanted:
-        yield f"{TPM} inside is another device of the machine."
+    for device in host.entries("Devices") if given == wanted else ():
+        if not MANAGED_TPMS.fullmatch(device.text("PathOnHost")):
+            yield f"{TPM} inside is {plain(device.text('PathOnHost'), 80)} of the machine."
     if (seen := facts.answer("files").texts("devices")) != wanted:
         yield f"Devices inside: {some(seen) or 'none'}, not {some(wanted) or 'none'}."
 

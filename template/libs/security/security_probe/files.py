@@ -10,7 +10,7 @@ import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import IO, Final, Literal
+from typing import IO, Final, Literal, cast
 
 from .errors import ProbeError
 
@@ -142,9 +142,11 @@ def read_tree(stream: IO[bytes]) -> Tree:
     entries: dict[str, Entry] = {}
     contents: dict[str, bytes] = {}
     seen = 0
+    source = _ToTheEnd(stream)
     try:
-        with tarfile.open(fileobj=stream, mode="r|", errorlevel=2) as archive:
+        with tarfile.open(fileobj=cast(IO[bytes], source), mode="r|", errorlevel=2) as archive:
             for member in archive:
+                archive.members.clear()  # type: ignore[attr-defined]  # a stream is never looked back on
                 path = posixpath.normpath("/" + member.name).lstrip("/")
                 if not path:
                     continue
@@ -163,10 +165,36 @@ def read_tree(stream: IO[bytes]) -> Tree:
                 entries[path], content = _entry(archive, member, path)
                 if content is not None:
                     contents[path] = content
-            archive.members = []  # type: ignore[attr-defined]  # a stream is never looked back on
     except (tarfile.TarError, EOFError, ValueError, OSError) as error:
         raise ProbeError(f"The files of the image cannot be read: {error}.") from error
+    if not source.was_whole():
+        raise ProbeError("The files of the image cannot be read: the archive is cut short.")
     return Tree(entries, contents)
+
+
+class _ToTheEnd:
+    """Passes a stream on, and tells whether it ended as an archive does: with 1024 zeros.
+
+    One that is cut off between two files looks whole to ``tarfile``.
+    """
+
+    _MARK = bytes(1024)
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self._last = b""
+
+    def read(self, size: int) -> bytes:
+        """Read up to so many bytes."""
+        piece = self._stream.read(size)
+        self._last = (self._last + piece)[-len(self._MARK) :]
+        return piece
+
+    def was_whole(self) -> bool:
+        """Read what is left, and look at the end."""
+        while self.read(_PIECE):
+            pass
+        return self._last == self._MARK
 
 
 def _entry(

@@ -401,7 +401,8 @@ def can_be_built_again(facts: Facts) -> Finding:
     if built.histories[0] != built.histories[1]:
         problems.append("The histories differ.")
     if built.differing:
-        problems.append(f"{counted(len(built.differing), 'file')} differ: {some(built.differing)}.")
+        number = counted(len(built.differing), "file")
+        problems.append(f"Not the same in both: {number}: {some(built.differing)}.")
     return failed(problems)
 
 

@@ -174,12 +174,12 @@ def refused(said: str) -> bool:
     return said in {"EROFS", "EACCES", "EPERM", "ENOENT", "ENOTDIR"}
 
 
-def walk() -> Iterator[tuple[str, list[str], bool]]:
+def walk(top: str = "/") -> Iterator[tuple[str, list[str], bool]]:
     """Yield each folder with the names of what is no folder in it, and whether it could be listed.
 
     Not what lies below the two that may be written to, and of the kernel's own only the beginning.
     """
-    rest = ["/"]
+    rest = [top]
     while rest:
         folder = rest.pop()
         others: list[str] = []

@@ -10,7 +10,7 @@ from typing import Final
 from .document import Document, NotShownError, parse
 from .engine import Engine
 from .facts import Facts
-from .plain_text import listed
+from .plain_text import counted, listed
 
 _NOT_SHOWN: Final = "not shown"
 
@@ -64,9 +64,8 @@ def sources(folder: Path) -> str:
     if changes is None:
         return f"commit {commit}, changes unknown"
     number = len(changes.splitlines())
-    return f"commit {commit}, " + (
-        f"{number} uncommitted changes" if number else "nothing uncommitted"
-    )
+    state = counted(number, "uncommitted change") if number else "nothing uncommitted"
+    return f"commit {commit}, {state}"
 
 
 def _text(document: Document, *path: str) -> str:

@@ -16,7 +16,7 @@ _FORMATS: Final = (
     ("a private key", re.compile(r"-----BEGIN [A-Z0-9 ]*PRIVATE KEY")),
     (
         "a wrapping key (32 bytes in base64)",
-        re.compile(r"(?<![\w+/=])[A-Za-z0-9+/_-]{42}[AEIMQUYcgkosw048](?:=|(?![\w+/=-]))"),
+        re.compile(r"(?<![\w+/])[A-Za-z0-9+/_-]{42}[AEIMQUYcgkosw048](?:=|(?![\w+/=-]))"),
     ),
     ("an AWS access key", re.compile(r"\b(?:AKIA|ASIA|ABIA|ACCA)[A-Z0-9]{16}\b")),
     ("a URL with a password", re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s/@:]*:[^\s/@]+@")),
