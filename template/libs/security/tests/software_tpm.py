@@ -157,7 +157,7 @@ class SoftwareTpm:
             env=environment,
             input=stdin,
             capture_output=True,
-            timeout=60,
+            timeout=120,
             check=False,
         )
         assert done.returncode == 0, done.stderr.decode()

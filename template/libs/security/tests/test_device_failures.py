@@ -698,7 +698,7 @@ def test_opening_on_a_full_disk_says_so_or_reads(disk: Disk, template: Path) -> 
             [sys.executable, "-c", OPENER, disk.database],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=120,
             check=False,
         )
         disk.make_room()

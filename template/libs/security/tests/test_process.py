@@ -55,7 +55,7 @@ def state_of_a_child(mode: str, where: str = "itself") -> list[int]:
         capture_output=True,
         text=True,
         check=True,
-        timeout=30,
+        timeout=120,
     )
     return [int(number) for number in said.stdout.split()]
 

@@ -293,7 +293,7 @@ def test_a_child_that_was_forked_meanwhile_does_not_keep_the_lock(database: Path
         [sys.executable, "-W", "ignore", "-c", LOCK_IN_A_CHILD, str(database)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=True,
     )
     assert result.stdout == "held again while the child lives\n"

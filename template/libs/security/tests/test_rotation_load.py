@@ -161,7 +161,7 @@ def test_a_large_value_takes_five_and_a_half_times_its_size_at_most(database: Pa
         [sys.executable, "-c", ONE_LARGE_VALUE, str(database)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=True,
     )
     assert size < int(result.stdout) < 5.5 * size

@@ -69,7 +69,7 @@ def test_probe_agrees_with_tpm2_getcap(tcp_port: int) -> None:
             check=True,
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=120,
         )
         values = re.findall(r"(TPM2_PT_\w+):\s+(?:raw: )?(0x[0-9A-F]+|0)\s", told.stdout)
         assert values

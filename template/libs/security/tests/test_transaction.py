@@ -194,7 +194,7 @@ def test_a_child_that_ends_in_a_large_transaction_leaves_it_whole(
 ) -> None:
     """Larger than SQLite's cache, so that pages of it are in the log that both processes share."""
     command = [sys.executable, "-W", "ignore", "-c", FORK_IN_A_LARGE_TRANSACTION, str(database)]
-    subprocess.run(command, check=True, timeout=60)
+    subprocess.run(command, check=True, timeout=120)
     found = open_store(database).verify()
     assert found.is_whole
     assert found.records == 8000
@@ -226,7 +226,7 @@ def test_a_transaction_that_another_thread_leaves_is_refused_and_not_written(
 ) -> None:
     """As of a generator that goes on in another thread. The store stays locked in that process."""
     command = [sys.executable, "-c", LEFT_BY_ANOTHER_THREAD, str(database)]
-    assert subprocess.run(command, check=False, timeout=60).returncode == 7
+    assert subprocess.run(command, check=False, timeout=120).returncode == 7
     assert open_store(database).count() == 0
 
 
