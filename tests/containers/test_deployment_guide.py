@@ -18,7 +18,7 @@ from markdown_it import MarkdownIt
 from scaffold import HARDENED, HARDENED_TPM, Answers
 
 from containers import test_systemd
-from containers.engine import PYTHON, Deploy, Deployment, Variants, building
+from containers.engine import PYTHON, Deploy, Deployment, Variants, building, eventually
 from containers.systemd import GUIDE, blocks
 
 CONTAINER = ("Container", "Looking inside", "When it does not start", "Backup, update, rollback, new keys")
@@ -168,6 +168,23 @@ def test_volume_of_roots_is_handed_over_by_the_command(deploy: Deploy) -> None:
     (hand_over,) = blocks(guide_of(deployment), "When it does not start")
     command(deployment, hand_over)
     assert deployment.start().all() == RECORDS
+
+
+def test_two_containers_of_a_machine_share_the_volume(deploy: Deploy) -> None:
+    deployment = deploy()
+    client = deployment.start()
+    other = deployment.compose("run", "--detach", "service").strip()
+    ask = "import urllib.request; print(urllib.request.urlopen('http://127.0.0.1:8000/{}').read().decode())"
+
+    def asked(path: str) -> str:
+        return deployment.run("docker", "exec", other, PYTHON, "-I", "-c", ask.format(path)).stdout
+
+    try:
+        eventually("the other is ready", lambda: asked("readyz"))
+        client.put(RECORDS)
+        assert json.loads(asked("v1/records/greeting"))["value"] == "hello"
+    finally:
+        deployment.run("docker", "rm", "--force", other)
 
 
 def messages(guide: str, cause: str) -> list[str]:
