@@ -67,6 +67,7 @@ HARDENED_ONLY = """
     docs/security/KEY-ROTATION.md
     docs/security/KEYS.md
     docs/security/PERFORMANCE.md
+    docs/security/SUPPLY-CHAIN.md
     libs/security/benchmarks/__init__.py
     libs/security/benchmarks/own_stores.py
     libs/security/benchmarks/plain_twin.py
@@ -110,6 +111,7 @@ HARDENED_ONLY = """
     libs/security/src/service_security/__main__.py
     libs/security/src/service_security/_files.py
     libs/security/src/service_security/cli.py
+    libs/security/src/service_security/command_line.py
     libs/security/src/service_security/command_options.py
     libs/security/src/service_security/doctor.py
     libs/security/src/service_security/drill_command.py
@@ -201,6 +203,9 @@ HARDENED_ONLY = """
     libs/security/tests/independent_backup_reader.py
     libs/security/tests/independent_reader.py
     libs/security/tests/master_killer.py
+    libs/security/tests/probe_fake_docker.py
+    libs/security/tests/probe_recorded.py
+    libs/security/tests/probe_sample.py
     libs/security/tests/rotation_cases.py
     libs/security/tests/rotation_killer.py
     libs/security/tests/samples/0.1.0/aes256gcm.db
@@ -248,6 +253,13 @@ HARDENED_ONLY = """
     libs/security/tests/test_page_damage.py
     libs/security/tests/test_passphrase.py
     libs/security/tests/test_plaintext.py
+    libs/security/tests/test_probe_command.py
+    libs/security/tests/test_probe_engine.py
+    libs/security/tests/test_probe_files.py
+    libs/security/tests/test_probe_inside.py
+    libs/security/tests/test_probe_junk.py
+    libs/security/tests/test_probe_points.py
+    libs/security/tests/test_probe_report.py
     libs/security/tests/test_process.py
     libs/security/tests/test_recovery.py
     libs/security/tests/test_recovery_drill.py
@@ -333,8 +345,8 @@ TABLES = (ALWAYS, PLAIN_ONLY, HARDENED_ONLY, TPM_ONLY, GITHUB_ONLY, HARDENED_GIT
 HARDENING_WORDS = re.compile(
     r"""
     secur | encrypt | decrypt | cipher | harden | tpm | envelope | master.?key | key.?file | distroless
-    | seccomp | sbom | cosign | renovate | vault | nonce | aead | aes.?256 | chacha | poly1305 | apsw | cryptograph | cap_drop
-    | no-new-privileges | threat | advisor
+    | seccomp | sbom | cosign | renovate | vault | nonce | aead | aes.?256 | chacha | poly1305 | apsw
+    | cryptograph | cap_drop | no-new-privileges | threat | advisor
     """,
     re.VERBOSE | re.IGNORECASE,
 )
