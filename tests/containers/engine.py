@@ -9,6 +9,7 @@ import os
 import secrets
 import shutil
 import socket
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -20,11 +21,13 @@ from typing import TypeVar
 import docker
 from docker.errors import NotFound
 from docker.models.containers import Container
-from scaffold import HARDENED, HARDENED_TPM, PLAIN, Answers, Shared, Template, require, run
+from scaffold import HARDENED, HARDENED_TPM, PLAIN, Answers, Shared, Template, locked, require, run
 from service import Client
 
 RUN = "BARTIZAN_TEST_RUN"
 OVERRIDE = "BARTIZAN_COMPOSE_OVERRIDE"
+
+CHANGES = "docker-compose.test.yml"
 
 SERVICE_UID = 65532
 PYTHON = "/app/.venv/bin/python"
@@ -127,6 +130,13 @@ def begin_request(address: str, name: str, body: bytes) -> socket.socket:
     return connection
 
 
+@contextlib.contextmanager
+def building() -> Iterator[None]:
+    """Build alone: two builds that share steps, one of them without a cache, can crash the engine."""
+    with locked(Path(tempfile.gettempdir()) / "bartizan-test-building.lock"):
+        yield
+
+
 @dataclass(frozen=True)
 class Variants:
     """The projects of `VARIANTS`, each rendered, locked and built once for the whole run.
@@ -163,7 +173,8 @@ class Variants:
 
         def build(place: Path) -> None:
             shutil.copytree(self.rendered(variant), place)
-            done = run(place, "docker", "compose", "build", "--quiet", "service", timeout=BUILD_PATIENCE)
+            with building():
+                done = run(place, "docker", "compose", "build", "--quiet", "service", timeout=BUILD_PATIENCE)
             assert done.returncode == 0, done.stderr
 
         return self.shared.once(f"container-built-{variant}", build)
@@ -180,14 +191,9 @@ class Variants:
         name = f"{run_name()}-{secrets.token_hex(3)}"
         place = folder / name
         shutil.copytree(self.built(variant), place)
-        files = ["docker-compose.yml"]
-        if (place / "docker-compose.override.yml").exists():
-            files.append("docker-compose.override.yml")
-        if override:
-            (place / "docker-compose.test.yml").write_text(override, "utf-8")
-            files.append("docker-compose.test.yml")
         client = require_engine()
-        deployment = Deployment(client, place, name, variant, tuple(files))
+        deployment = Deployment(client, place, name, variant)
+        deployment.change(override)
         try:
             yield deployment
         finally:
@@ -204,14 +210,22 @@ class Deployment:
         folder: Its project: settings, secrets and compose files may be changed.
         name: Its compose project.
         variant: What its image was rendered with.
-        files: Its compose files, in the order of their merging.
     """
 
     engine: docker.DockerClient
     folder: Path
     name: str
     variant: str
-    files: tuple[str, ...]
+
+    @property
+    def files(self) -> list[str]:
+        """Its compose files, in the order of their merging."""
+        names = ("docker-compose.yml", "docker-compose.override.yml", CHANGES)
+        return [name for name in names if (self.folder / name).exists()]
+
+    def change(self, override: str) -> None:
+        """Have a compose file merged last, in place of the one before; an empty one changes nothing."""
+        (self.folder / CHANGES).write_text(override or "services: {}\n", "utf-8")
 
     @property
     def volume(self) -> str:
@@ -233,9 +247,12 @@ class Deployment:
             "SERVICE_PORT": "0",
         }
 
-    def run(self, *command: str, timeout: float = 300) -> CompletedProcess[str]:
+    def run(
+        self, *command: str, environment: Mapping[str, str] | None = None, timeout: float = 300
+    ) -> CompletedProcess[str]:
         """Run a command in its project; the caller looks at the exit code."""
-        return run(self.folder, *command, environment=self.environment, timeout=timeout)
+        surroundings = self.environment | dict(environment or {})
+        return run(self.folder, *command, environment=surroundings, timeout=timeout)
 
     def compose(self, *arguments: str) -> str:
         """Run `docker compose` for it, which has to succeed, and return what it printed."""
