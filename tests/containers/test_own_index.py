@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import secrets
 import tarfile
 from collections.abc import Iterator
@@ -9,23 +10,14 @@ from pathlib import Path
 
 import docker
 import pytest
+import yaml
 from scaffold import run
 
 from containers.engine import Variants
 from containers.package_index import Index, serving, upstream_of
 from containers.supply import build, changed, identity, image_name, one_at_a_time
 
-# As docs/security/SUPPLY-CHAIN.md has it.
-SECRET = """
-services:
-  service:
-    build:
-      network: host
-      secrets: [netrc]
-secrets:
-  netrc:
-    file: ./netrc
-"""
+GUIDE = Path("docs", "security", "SUPPLY-CHAIN.md")
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +34,10 @@ def project(index: Index, variants: Variants, tmp_path_factory: pytest.TempPathF
     """Return a project whose lock file was written with that index, and its password file."""
     with changed(variants.built("default"), tmp_path_factory.mktemp("index")) as place:
         (place / "netrc").write_text(index.netrc, "utf-8")
-        (place / "docker-compose.override.yml").write_text(SECRET, "utf-8")
+        (documented,) = re.findall(r"(?s)```yaml\n(.*?)```", (place / GUIDE).read_text("utf-8"))
+        override = yaml.safe_load(documented)
+        override["services"]["service"]["build"]["network"] = "host"  # the index is on this machine
+        (place / "docker-compose.override.yml").write_text(yaml.safe_dump(override), "utf-8")
         (place / "uv.lock").unlink()
         locked = run(
             place,
@@ -52,6 +47,11 @@ def project(index: Index, variants: Variants, tmp_path_factory: pytest.TempPathF
         assert locked.returncode == 0, locked.stderr
         assert upstream_of(place / "uv.lock") == index.url
         yield place
+
+
+def own(index: Index) -> dict[str, str]:
+    """Return the settings of a build that uses the index."""
+    return {"UV_DEFAULT_INDEX": index.url, "NETRC": "./netrc"}
 
 
 def everything_saved(name: str, folder: Path) -> Iterator[bytes]:
@@ -80,7 +80,7 @@ def test_password_lets_the_build_pass_and_is_nowhere_in_it(
 ) -> None:
     name = image_name("index")
     index.asked.clear()
-    done = build(project, name, "--no-cache", UV_DEFAULT_INDEX=index.url)
+    done = build(project, name, "--no-cache", **own(index))
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     assert len([path for path in index.asked if path.endswith(".whl")]) > 20
     assert not [path for path in index.asked if "uv-build" in path or "uv_build" in path]
@@ -94,7 +94,9 @@ def test_without_the_password_the_build_says_that_it_is_missing(index: Index, pr
     (project / "netrc").write_text("", "utf-8")
     before = index.refused
     try:
-        done = build(project, image_name("refused"), "--no-cache", UV_DEFAULT_INDEX=index.url)
+        done = build(
+            project, image_name("refused"), "--no-cache", UV_DEFAULT_INDEX=index.url, NETRC="./netrc"
+        )
     finally:
         (project / "netrc").write_text(index.netrc, "utf-8")
     assert done.returncode != 0
@@ -134,6 +136,6 @@ def test_file_that_the_index_swapped_stops_the_build(index: Index, project: Path
         start = text.index("h11-")
         digest = text[text.index("sha256:", text.index(".whl", start)) :][7:71]
         lock.write_text(text.replace(digest, hashlib.sha256(b"what was locked").hexdigest()), "utf-8")
-        done = build(place, image_name("swapped"), UV_DEFAULT_INDEX=index.url)
+        done = build(place, image_name("swapped"), **own(index))
         assert done.returncode != 0
         assert "Hash mismatch for `h11==" in done.stdout + done.stderr

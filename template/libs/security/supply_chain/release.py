@@ -4,8 +4,8 @@ A release is a folder: the image's archive, its SBOM, the reports that go with i
 over all of them and cosign's signature of that. No log of transparency is asked: who has the key
 pair's public half decides alone. Without this package the same is checked by::
 
-    base64 -d SHA256SUMS.sig > signature
-    openssl dgst -sha256 -verify cosign.pub -signature signature SHA256SUMS
+    base64 -d SHA256SUMS.sig |
+        openssl dgst -sha256 -verify ../cosign.pub -signature /dev/stdin SHA256SUMS
     sha256sum --check --strict SHA256SUMS
 """
 
