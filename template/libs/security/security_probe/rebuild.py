@@ -16,7 +16,7 @@ PATIENCE: Final = 3600.0
 """Seconds that a build may take."""
 
 # An attestation says when the image was built: with one, no two builds are the same.
-ENVIRONMENT: Final = {"BUILDX_NO_DEFAULT_ATTESTATIONS": "1", "COMPOSE_BAKE": "false"}
+ENVIRONMENT: Final = {"BUILDX_NO_DEFAULT_ATTESTATIONS": "1"}
 
 
 def see_that_it_can_be_rebuilt(engine: Engine, container: Document) -> None:

@@ -24,7 +24,7 @@ KNOWN: Final = (
     "such a process can do is bounded by points 16 to 35.",
     "A folder of root's mounted at /data, or a volume that another image has filled, ends in "
     '"permission denied": the service cannot help itself. One run as root with CHOWN and '
-    "DAC_OVERRIDE mends it; the head of docker-compose.yml has the command.",
+    "DAC_OVERRIDE mends it; docs/security/DEPLOYMENT.md has the command.",
     "A secret from a file keeps owner and mode that the file has on the machine: it has to belong "
     "to 65532 with mode 0400 there. Root on the machine reads it, and everything else.",
     "Points 27 to 35 rest on what the interpreter inside says. A container that is already in "
