@@ -8,8 +8,8 @@ from pathlib import Path
 from . import SupplyChainError
 
 _ADVICE = {
-    "cosign": "Debian 13 has it: apt-get install cosign. Version 2 and 3 both will do.",
-    "docker": "Any Docker engine's command line will do.",
+    "cosign": "Debian 13 has it: apt-get install cosign",
+    "docker": "It is the command line of the container engine",
 }
 
 
@@ -27,7 +27,7 @@ def run(command: Sequence[str], failed: str, *, asks: bool = False) -> str:
     """
     program = shutil.which(command[0])
     if program is None:
-        raise SupplyChainError(f"{failed}: {command[0]} is not installed. {_ADVICE[command[0]]}")
+        raise SupplyChainError(f"{failed}: {command[0]} is not installed. {_ADVICE[command[0]]}.")
     done = subprocess.run(  # noqa: S603
         [program, *command[1:]],
         check=False,
