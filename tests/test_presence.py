@@ -280,6 +280,7 @@ HARDENED_ONLY = """
     libs/security/tests/test_snapshot.py
     libs/security/tests/test_store_contract.py
     libs/security/tests/test_supply_archive.py
+    libs/security/tests/test_supply_release.py
     libs/security/tests/test_terminal.py
     libs/security/tests/test_transaction.py
     libs/security/tests/test_transfer.py
