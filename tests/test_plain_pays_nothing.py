@@ -77,4 +77,13 @@ def test_files(rendered: Callable[[Answers], Path]) -> None:
     print("only hardened:", *sorted(hardened - plain), sep="\n")
     # Each kind has one store; everything else of a plain service is in a hardened one, too.
     assert plain - hardened == {"src/my_service/records/sqlite_store.py", "tests/test_sqlite_store.py"}
-    assert {name.partition("/")[0] for name in hardened - plain} == {"libs", "docs", "docker", "src", "tests"}
+    assert {name.partition("/")[0] for name in hardened - plain} == {
+        ".github",
+        "deploy",
+        "docker",
+        "docs",
+        "libs",
+        "renovate.json",
+        "src",
+        "tests",
+    }

@@ -260,6 +260,20 @@ def test_build_from_another_folder_at_another_time_gives_the_same_image(
 # ---------------------------------------------------------------- What a build refuses
 
 
+def test_every_file_that_the_lock_file_names_has_its_hash(project: Path) -> None:
+    packages = tomllib.loads((project / "uv.lock").read_text("utf-8"))["package"]
+    named = [
+        file
+        for package in packages
+        if "registry" in package["source"]
+        for file in (*package.get("wheels", ()), *filter(None, [package.get("sdist")]))
+    ]
+    assert len(named) > 500
+    assert all(re.fullmatch("sha256:[0-9a-f]{64}", file.get("hash", "")) for file in named)
+    ours = {package["name"] for package in packages if "registry" not in package["source"]}
+    assert ours == {read(project / SBOM)["metadata"]["component"]["name"], "service-security"}
+
+
 def test_wheel_that_is_not_the_locked_one_stops_the_build(project: Path, tmp_path: Path) -> None:
     with changed(project, tmp_path) as place:
         lock = place / "uv.lock"
