@@ -180,25 +180,38 @@ class Variants:
         return self.shared.once(f"container-built-{variant}", build)
 
     @contextlib.contextmanager
-    def deployment(self, variant: str, folder: Path, override: str = "") -> Iterator["Deployment"]:
+    def deployment(
+        self,
+        variant: str,
+        folder: Path,
+        override: str = "",
+        *,
+        engine: docker.DockerClient | None = None,
+        settings: Mapping[str, str] | None = None,
+        overlay: str = "",
+    ) -> Iterator["Deployment"]:
         """Give a service of its own from the variant's image, not started, and remove it at the end.
 
         Args:
             variant: A name in `VARIANTS`.
             folder: For its copy of the project; must exist, may hold others.
             override: YAML of one more compose file, which is merged last.
+            engine: Another one than this machine's; `settings` has to lead the commands there, too.
+            settings: More variables of the environment.
+            overlay: A compose file of the project that is merged with the first one.
         """
         name = f"{run_name()}-{secrets.token_hex(3)}"
         place = folder / name
         shutil.copytree(self.built(variant), place)
-        client = require_engine()
-        deployment = Deployment(client, place, name, variant)
-        deployment.change(override)
-        try:
-            yield deployment
-        finally:
-            deployment.compose("--profile", "*", "down", "--volumes", "--remove-orphans", "--timeout", "5")
-            client.close()
+        with contextlib.ExitStack() as stack:
+            client = engine or stack.enter_context(contextlib.closing(require_engine()))
+            deployment = Deployment(client, place, name, variant, settings or {}, overlay)
+            deployment.change(override)
+            try:
+                yield deployment
+            finally:
+                down = ("down", "--volumes", "--remove-orphans", "--timeout", "5")
+                deployment.compose("--profile", "*", *down)
 
 
 @dataclass(frozen=True)
@@ -210,18 +223,22 @@ class Deployment:
         folder: Its project: settings, secrets and compose files may be changed.
         name: Its compose project.
         variant: What its image was rendered with.
+        settings: What is added to the environment of its commands.
+        overlay: A compose file that is merged with the first one, if any.
     """
 
     engine: docker.DockerClient
     folder: Path
     name: str
     variant: str
+    settings: Mapping[str, str]
+    overlay: str
 
     @property
     def files(self) -> list[str]:
         """Its compose files, in the order of their merging."""
-        names = ("docker-compose.yml", "docker-compose.override.yml", CHANGES)
-        return [name for name in names if (self.folder / name).exists()]
+        names = ("docker-compose.yml", self.overlay, "docker-compose.override.yml", CHANGES)
+        return [name for name in names if name and (self.folder / name).exists()]
 
     def change(self, override: str) -> None:
         """Have a compose file merged last, in place of the one before; an empty one changes nothing."""
@@ -245,6 +262,7 @@ class Deployment:
             "COMPOSE_FILE": os.pathsep.join(self.files),
             # Any free port: `client` asks the engine which one it has become.
             "SERVICE_PORT": "0",
+            **self.settings,
         }
 
     def run(
@@ -327,6 +345,8 @@ class Deployment:
             name=f"{self.name}-{secrets.token_hex(3)}",
             user="0",
             network_mode="none",
+            cap_drop=["ALL"],
+            cap_add=["CHOWN", "DAC_OVERRIDE"],
             volumes={self.volume: {"bind": "/data", "mode": "rw"}},
             remove=True,
         )
