@@ -44,7 +44,8 @@ _INSTALLERS = (
 INSTALLERS = tuple(_INSTALLERS.split())
 USUAL_DEVICES = frozenset({(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2)})
 """Numbers of null, zero, full, random, urandom, tty, console and ptmx, by whichever name."""
-TERMINALS = range(136, 144)
+TERMINALS = "/dev/pts/"
+"""The place of pseudo-terminals; one that is elsewhere was put there."""
 
 # Numbers of system calls: of x86-64, and of the kernel's common table that arm64 and RISC-V use.
 # All are asked with arguments that make no sense, so that a kernel which lets them through answers
@@ -231,7 +232,9 @@ def file_system(mount_points: set[str]) -> dict[str, object]:
                     found["writable"].append(path)
             elif kind == stat.S_IFSOCK:
                 found["sockets"].append(path)
-            elif kind == stat.S_IFBLK or (kind == stat.S_IFCHR and not _is_usual(status.st_rdev)):
+            elif kind == stat.S_IFBLK or (
+                kind == stat.S_IFCHR and not _is_usual(path, status.st_rdev)
+            ):
                 found["devices"].append(path)
     return {"folders": folders, **{name: sorted(paths)[:500] for name, paths in found.items()}}
 
@@ -253,9 +256,11 @@ def _look_at(path: str, mode: int, mount_points: set[str], found: dict[str, list
             found["capable"].append(path)
 
 
-def _is_usual(device: int) -> bool:
-    major, minor = os.major(device), os.minor(device)
-    return (major, minor) in USUAL_DEVICES or major in TERMINALS
+def _is_usual(path: str, device: int) -> bool:
+    # The console of a container with a terminal is one of the pseudo-terminals.
+    if path == "/dev/console" or path.startswith(TERMINALS):
+        return True
+    return (os.major(device), os.minor(device)) in USUAL_DEVICES
 
 
 def mounts() -> dict[str, dict[str, str]]:

@@ -246,11 +246,14 @@ def test_walk_visits_every_folder_and_follows_no_link(
     assert list(inside.walk(str(top / "gone"))) == [(str(top / "gone"), [], False)]
 
 
-def test_devices_are_known_by_their_numbers() -> None:
-    assert inside._is_usual(os.makedev(1, 3))
-    assert inside._is_usual(os.makedev(136, 0))
-    assert not inside._is_usual(os.makedev(1, 1)), "/dev/mem"
-    assert not inside._is_usual(os.makedev(10, 224)), "a TPM"
+def test_devices_are_known_by_their_numbers_and_terminals_by_their_place() -> None:
+    terminal = os.makedev(136, 0)
+    assert inside._is_usual("/dev/null", os.makedev(1, 3))
+    assert inside._is_usual("/dev/pts/0", terminal)
+    assert inside._is_usual("/dev/console", terminal)
+    assert not inside._is_usual("/dev/tpmrm0", terminal)
+    assert not inside._is_usual("/dev/mem", os.makedev(1, 1))
+    assert not inside._is_usual("/dev/tpmrm0", os.makedev(10, 224))
 
 
 def test_interpreter_tells_where_it_looks_as_the_service_is_started(tmp_path: Path) -> None:
