@@ -34,6 +34,10 @@ security-benchmark *ARGS:
 tpm-benchmark *ARGS:
     uv run python -m benchmarks.tpm "$@"
 
+# Time and weigh the container beside the same service on a slim image; arguments: --rounds, --network, --json
+container-benchmark *ARGS:
+    uv run python -m benchmarks.container "$@"
+
 # Check everything and tag vVERSION; --export DIR also writes the task-free channel
 release VERSION *ARGS:
     uv run python -m scripts.release "$@"

@@ -286,9 +286,11 @@ HARDENED_ONLY = """
     libs/security/tests/test_transfer.py
     libs/security/tests/test_verification.py
     renovate.json
+    scripts/container_key.py
     src/my_service/key_keeper.py
     src/my_service/records/secure_store.py
     src/my_service/smoke.py
+    tests/test_container_key.py
     tests/test_encryption.py
     tests/test_import_and_export.py
     tests/test_key_keeper.py
