@@ -207,6 +207,13 @@ def with_a_key_of_roots(deployment: Deployment) -> None:
     deployment.key.chmod(stat.S_IRUSR)
 
 
+def with_a_short_key(deployment: Deployment) -> None:
+    deployment.initialise()
+    deployment.key.chmod(stat.S_IRUSR | stat.S_IWUSR)
+    deployment.key.write_bytes(b"short")
+    deployment.key.chmod(stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH)
+
+
 def without_key(deployment: Deployment) -> None:
     del deployment
 
@@ -217,7 +224,8 @@ def without_key(deployment: Deployment) -> None:
         (without_envelope, "nobody ran `init`"),
         (with_another_key, "the key of another service"),
         (with_a_key_of_roots, "user 65532 may not read it"),
-        (without_key, "`secrets/container.key` is missing"),
+        (with_a_short_key, "the file is cut off"),
+        (without_key, "`secrets/container.key` is not there"),
     ],
 )
 def test_log_says_what_the_guide_says(
@@ -229,6 +237,23 @@ def test_log_says_what_the_guide_says(
     done = deployment.once()
     assert done.returncode != 0
     assert message in done.stdout + done.stderr
+
+
+def test_key_that_is_missing_beside_data_is_not_made_anew(deploy: Deploy) -> None:
+    deployment = deploy()
+    deployment.start().put(RECORDS)
+    copy = deployment.folder / "copy"
+    deployment.key.rename(copy)
+    (message,) = messages(guide_of(deployment), "there is data, and not its key")
+    with building():
+        done = deployment.run("just", "up", "--no-recovery")
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert not deployment.key.exists()
+    deployment.run("install", "-m", "0444", str(copy), str(deployment.key))
+    with building():
+        assert deployment.run("just", "up", "--no-recovery").returncode == 0
+    assert deployment.client.all() == RECORDS
 
 
 def test_backup_update_and_rollback_keep_the_records(deploy: Deploy) -> None:
