@@ -90,7 +90,10 @@ def remove_what_this_run_made(client: docker.DockerClient) -> None:
     for image in client.images.list(filters={"reference": f"{name}*"}):
         for tag in image.tags:
             if tag.startswith(name):
-                client.images.remove(tag)
+                # The probe's own containers, if it was ended.
+                for container in client.containers.list(all=True, filters={"ancestor": tag}):
+                    container.remove(force=True, v=True)
+                client.images.remove(tag, force=True)
 
 
 def eventually(what: str, look: Callable[[], Seen], *, patience: float = PATIENCE) -> Seen:
@@ -133,7 +136,7 @@ def begin_request(address: str, name: str, body: bytes) -> socket.socket:
 @contextlib.contextmanager
 def building() -> Iterator[None]:
     """Build alone: two builds that share steps, one of them without a cache, can crash the engine."""
-    with locked(Path(tempfile.gettempdir()) / "bartizan-test-building.lock"):
+    with locked(Path(tempfile.gettempdir()) / f"bartizan-test-building-{os.getuid()}.lock"):
         yield
 
 
@@ -279,7 +282,7 @@ class Deployment:
         return done.stdout
 
     def make_key(self, key: bytes | None = None) -> None:
-        """Put a key where the container finds it, as the head of docker-compose.yml has it."""
+        """Put a key where the container finds it, as scripts/container_key.py leaves it."""
         self.key.parent.mkdir(mode=0o700, exist_ok=True)
         self.key.unlink(missing_ok=True)
         self.key.write_bytes(secrets.token_bytes(32) if key is None else key)

@@ -6,7 +6,15 @@ from urllib.error import URLError
 import pytest
 from docker.errors import APIError
 
-from containers.engine import SERVICE_UID, Deploy, Deployment, begin_request, eventually, takes_requests
+from containers.engine import (
+    SERVICE_UID,
+    Deploy,
+    Deployment,
+    begin_request,
+    building,
+    eventually,
+    takes_requests,
+)
 
 # The health check of the image, only more often.
 OFTEN = "services: {service: {healthcheck: {interval: 1s, start_interval: 1s}}}"
@@ -14,14 +22,15 @@ OFTEN = "services: {service: {healthcheck: {interval: 1s, start_interval: 1s}}}"
 
 def test_first_start_is_one_command(deploy: Deploy) -> None:
     deployment = deploy(initialised=False)
+    keys = set()
     for _ in range(2):  # the second run finds everything there, and changes nothing
-        done = deployment.run("just", "up", "--no-recovery")
+        with building():
+            done = deployment.run("just", "up", "--no-recovery")
         assert done.returncode == 0, done.stderr
-        key = deployment.key.read_bytes()
-        assert len(key) == 32
         assert deployment.health == "healthy"
-    assert deployment.run("just", "up", "--no-recovery").returncode == 0
-    assert deployment.key.read_bytes() == key
+        keys.add(deployment.key.read_bytes())
+    (key,) = keys
+    assert len(key) == 32
     deployment.client.put({"greeting": "hello"})
     assert deployment.client.all() == {"greeting": "hello"}
 
@@ -137,7 +146,8 @@ def test_request_that_never_ends_does_not_stop_the_end(deploy: Deploy) -> None:
 
 def test_plain_container_stays_ordinary(deploy: Deploy) -> None:
     deployment = deploy("plain")
-    assert deployment.run("just", "up").returncode == 0
+    with building():
+        assert deployment.run("just", "up").returncode == 0
     container = deployment.container
     assert container.exec_run(["sh", "-c", "id -u"]).output == f"{SERVICE_UID}\n".encode()
     assert container.exec_run(["mktemp"]).exit_code == 0

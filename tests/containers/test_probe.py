@@ -135,9 +135,13 @@ OPTIONS: dict[str, Set[int]] = {
     "security_opt: !override ['no-new-privileges:true', 'seccomp:unconfined']": {19, 30},
     "security_opt: !override ['seccomp:./docker/seccomp.json']": {18, 29},
     "read_only: false": {16, 31, 35},
-    # Root without any capability reads neither the volume nor what else is not its own.
-    "user: '0:0'\n    cap_add: [DAC_OVERRIDE]": {17, 27, 28, 31, 34},
-    "user: '0:0'\n    cap_add: [DAC_OVERRIDE]\n    read_only: false": {16, 17, 27, 28, 31, 32, 34, 35},
+    # Root without any capability reads neither the volume nor what else is not its own. The profile refuses it
+    # the calls that change a user; without that one, and without a user of its own, to become root is no effort.
+    "user: '0:0'\n    cap_add: [DAC_OVERRIDE]": {17, 27, 28, 31},
+    "user: '0:0'\n    cap_add: [DAC_OVERRIDE]\n    read_only: false": {16, 17, 27, 28, 31, 32, 35},
+    "user: '0:0'\n    cap_add: [DAC_OVERRIDE]\n    security_opt: !override ['no-new-privileges:true']": {
+        *(17, 19, 27, 28, 30, 31, 34)
+    },
     "group_add: ['0']": {27},
     scratch("/tmp:rw,exec,nosuid,nodev,size=16m,mode=1777", *SCRATCH[1:]): {24, 35},  # noqa: S108
     scratch("/tmp:rw,noexec,nosuid,nodev,mode=1777", *SCRATCH[1:]): {24},  # noqa: S108

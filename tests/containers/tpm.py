@@ -59,11 +59,10 @@ os.execv(sys.argv[1], sys.argv[1:])
 
 
 def require_tpm() -> None:
-    """Require what this needs: root, swtpm and dockerd; and no TPM in this machine, whose place it takes."""
+    """Require what this needs: root, swtpm and dockerd."""
     # As for the library's tests that mount: whoever has the tests run as root can ask for them.
     root_is_asked_for = os.environ.get("SERVICE_SECURITY_REQUIRE_DEVICES") == "1"
     require(sys.platform == "linux" and os.geteuid() == 0, "root", optional=not root_is_asked_for)
-    require(not DEVICE.exists(), f"a machine without {DEVICE}", optional=True)
     require(shutil.which("swtpm") is not None, "swtpm")
     require(dockerd() is not None, "dockerd", optional=not root_is_asked_for)
 
@@ -188,6 +187,9 @@ def answers(path: Path) -> bool:
 
 @contextlib.contextmanager
 def alone_with_the_device() -> Iterator[None]:
-    """Hold the only /dev/tpmrm0 of the machine."""
-    with locked(Path(tempfile.gettempdir()) / "bartizan-test-tpm.lock"):
+    """Hold the only /dev/tpmrm0 of the machine, which must be free: a TPM that is there is never touched."""
+    with locked(Path(tempfile.gettempdir()) / f"bartizan-test-tpm-{os.getuid()}.lock"):
+        if DEVICE.is_symlink() and not DEVICE.exists():  # left by a run that was killed
+            DEVICE.unlink()
+        require(not DEVICE.exists(), f"a machine without {DEVICE}", optional=True)
         yield
