@@ -10,14 +10,15 @@ from . import SupplyChainError, release, tools
 from .image_archive import Image
 
 
-def _write_sbom(archive: Path, lock: Path, output: Path, *, strict: bool = False) -> str:
-    """Write the SBOM of an archive, and return the image's id.
+def _write_sbom(archive: Path, lock: Path, output: Path, *, strict: bool = False) -> Image:
+    """Write the SBOM of an archive, and return the image.
 
     Args:
         archive: What ``docker image save`` has written.
         lock: The service's ``uv.lock``.
         output: The file to write.
-        strict: Refuse an image that was not built from this lock file, instead of saying so.
+        strict: Refuse an image that is not as it was built from this lock file, instead of saying
+            so.
     """
     # Not at the top: whoever only verifies needs nothing but the standard library and cosign.
     from .contents import Contents, wanted
@@ -27,24 +28,24 @@ def _write_sbom(archive: Path, lock: Path, output: Path, *, strict: bool = False
     image = Image.read(archive, wanted)
     sbom = Sbom(image, Contents.of(image), Lock.read(lock))
     text = sbom.text()
-    if sbom.not_locked:
-        said = f"{', '.join(sbom.not_locked)} of the image is not in {lock}"
-        if strict:
-            raise SupplyChainError(f"{said}. Build the image again before you sign it.")
-        print(f"warning: {said}", file=sys.stderr)
+    said = sbom.warnings(str(lock))
+    if said and strict:
+        raise SupplyChainError(f"{'; '.join(said)}. Build the image again before you sign it.")
+    for warning in said:
+        print(f"warning: {warning}", file=sys.stderr)
     for name in sbom.without_hash:
         print(f"warning: no wheel in {lock} is the installed {name}: no hash", file=sys.stderr)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(text, "utf-8")
-    return image.identity
+    return image
 
 
 def _sbom(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(prefix="sbom-") as scratch:
         archive = Path(scratch) / release.ARCHIVE
         tools.save(options.image, archive)
-        identity = _write_sbom(archive, options.lock, options.output)
-    print(f"{options.output}: SBOM of {options.image}, {identity}")
+        image = _write_sbom(archive, options.lock, options.output)
+    print(f"{options.output}: SBOM of {options.image}, {image.identity}")
 
 
 def _sign(options: argparse.Namespace) -> None:
@@ -56,21 +57,23 @@ def _sign(options: argparse.Namespace) -> None:
         made = Path(scratch) / "release"  # whole, or not there
         made.mkdir()
         tools.save(options.image, made / release.ARCHIVE)
-        identity = _write_sbom(
-            made / release.ARCHIVE, options.lock, made / release.SBOM, strict=True
-        )
+        image = _write_sbom(made / release.ARCHIVE, options.lock, made / release.SBOM, strict=True)
+        if not image.names:
+            raise SupplyChainError(
+                f"{options.image} is no name: sign the image by the name it has to be loaded under."
+            )
         for report in options.add:
             if not report.is_file() or (made / report.name).exists():
                 raise SupplyChainError(f"{report} is not there, or its name is taken.")
             shutil.copyfile(report, made / report.name)
         release.sign(made, options.key)
         made.replace(folder)
-    print(f"{folder}: {options.image}, {identity}, signed with {options.key}")
+    print(f"{folder}: {options.image}, {image.identity}, signed with {options.key}")
 
 
 def _verify(options: argparse.Namespace) -> None:
     image = release.verify(options.folder, options.key)
-    names = ", ".join(image.names) or "an image without a name"
+    names = ", ".join(image.names)
     print(f"{options.folder}: {names}, {image.identity}: as signed")
     if not options.load:
         return
@@ -88,7 +91,9 @@ def _options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="supply_chain", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     of_image = argparse.ArgumentParser(add_help=False)
-    of_image.add_argument("--image", required=True, help="name or id of the image")
+    of_image.add_argument(
+        "--image", required=True, help="name of the image (for an SBOM its id, too)"
+    )
     of_image.add_argument(
         "--lock", type=Path, default=Path("uv.lock"), help="what it was built from (%(default)s)"
     )

@@ -1,7 +1,8 @@
 """What is installed in an image: Python distributions, Debian packages, the interpreter.
 
 Everything is taken from the image's own records: ``*.dist-info``, ``dpkg``'s ``status.d`` and
-``pyvenv.cfg``. Nothing of the image is run for it.
+``pyvenv.cfg``; the files of the distributions are compared with theirs. Nothing of the image is run
+for it.
 """
 
 import json
@@ -17,6 +18,7 @@ from packaging.utils import canonicalize_name
 
 from . import SupplyChainError
 from .image_archive import Image
+from .installed_files import InstalledFiles
 
 _STATUS = "/var/lib/dpkg/status.d/"
 _DEP5 = re.compile(r"(?m)^License:[ \t]*(\S.*?)[ \t]*$")
@@ -27,7 +29,7 @@ def wanted(path: str) -> bool:
     """Tell whether the content of a path is needed to know what is installed."""
     name = path.rsplit("/", 1)[-1]
     return (
-        (".dist-info/" in path and (name in {"METADATA", "WHEEL"} or "/sboms/" in path))
+        (".dist-info/" in path and (name in {"METADATA", "RECORD", "WHEEL"} or "/sboms/" in path))
         or path.startswith(_STATUS)
         or (path.startswith("/usr/share/doc/") and name == "copyright")
         or name in {"os-release", "pyvenv.cfg"}
@@ -59,6 +61,8 @@ class Distribution:
     """Of the wheel that it was installed from."""
     requirements: tuple[Requirement, ...]
     bundled: tuple[Bundled, ...]
+    faults: tuple[str, ...]
+    """What of its files is not as it was installed."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,8 @@ class Contents:
     """The distribution that the base is of, and its version: ``("debian", "13")``."""
     distributions: tuple[Distribution, ...]
     packages: tuple[DebianPackage, ...]
+    strangers: tuple[str, ...]
+    """Files among the distributions that belong to none."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """What markers of requirements are evaluated in."""
 
@@ -96,14 +102,25 @@ class Contents:
             SupplyChainError: It lacks a record that every image of this service has.
         """
         release = dict(re.findall(r'(?m)^(\w+)="?(.*?)"?$', _needed(image, _RELEASE)))
-        (settings,) = [path for path in image.files if path.endswith("/pyvenv.cfg")] or [""]
-        if not (found := re.search(r"(?m)^version_info = (\S+)$", image.text(settings) or "")):
-            raise SupplyChainError("The image has no pyvenv.cfg of uv: is it one of this service?")
+        settings = [path for path in image.files if path.endswith("/pyvenv.cfg")]
+        text = "\n".join(image.text(path) or "" for path in settings)
+        if len(settings) > 1 or not (found := re.search(r"(?m)^version_info = (\S+)$", text)):
+            raise SupplyChainError(
+                f"The image has {len(settings) if len(settings) > 1 else 'no'} pyvenv.cfg of uv:"
+                " is it one of this service?"
+            )
+        folders = [
+            path.removesuffix("/METADATA")
+            for path in image.files
+            if path.endswith(".dist-info/METADATA")
+        ]
+        files = InstalledFiles.of(image, folders, settings[0].removesuffix("/pyvenv.cfg"))
         return cls(
             python=found[1],
             release=(release.get("ID", "linux"), release.get("VERSION_ID", "")),
-            distributions=tuple(sorted(_distributions(image), key=lambda one: one.name)),
+            distributions=tuple(sorted(_distributions(image, files), key=lambda one: one.name)),
             packages=tuple(sorted(_packages(image), key=lambda one: one.name)),
+            strangers=files.strangers,
             environment=_environment(found[1], image.architecture),
         )
 
@@ -129,12 +146,9 @@ def _environment(python: str, architecture: str) -> dict[str, str]:
     }
 
 
-def _distributions(image: Image) -> Iterator[Distribution]:
-    for path in image.files:
-        if not path.endswith(".dist-info/METADATA"):
-            continue
-        folder = path.removesuffix("/METADATA")
-        metadata = HeaderParser().parsestr(_needed(image, path))
+def _distributions(image: Image, files: InstalledFiles) -> Iterator[Distribution]:
+    for folder, faults in files.faults.items():
+        metadata = HeaderParser().parsestr(_needed(image, f"{folder}/METADATA"))
         wheel = HeaderParser().parsestr(image.text(f"{folder}/WHEEL") or "")
         name, version = canonicalize_name(metadata["Name"]), metadata["Version"]
         inside = [*_bundled(image, f"{folder}/sboms/"), *_sqlite(name, version)]
@@ -146,6 +160,7 @@ def _distributions(image: Image) -> Iterator[Distribution]:
             tags=tuple(wheel.get_all("Tag", ())),
             requirements=tuple(_requirements(metadata.get_all("Requires-Dist", ()))),
             bundled=tuple(sorted(inside, key=lambda one: (one.purl, one.name, one.version))),
+            faults=faults,
         )
 
 

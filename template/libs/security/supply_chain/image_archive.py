@@ -32,6 +32,20 @@ class File:
     """Where a link leads; empty for anything else."""
     content: bytes | None = None
     """The bytes, if they were asked for."""
+    size: int = 0
+    sha256: bytes = b""
+    """The digest of a regular file, also where its bytes are not kept; empty for anything else."""
+
+    @classmethod
+    def regular(cls, stream: IO[bytes], *, keep: bool) -> Self:
+        """Read a regular file to its end."""
+        kept, size, hashing = [], 0, hashlib.sha256()
+        while block := stream.read(1 << 20):
+            size += len(block)
+            hashing.update(block)
+            if keep:
+                kept.append(block)
+        return cls("", b"".join(kept) if keep else None, size, hashing.digest())
 
 
 @dataclass(frozen=True)
@@ -148,11 +162,8 @@ class _Layer:
                     files[path] = File(target=member.linkname)
                 elif member.islnk():  # a second name of a file that came before it
                     files[path] = files[str(PurePosixPath("/", member.linkname))]
-                elif member.isfile():
-                    content = None
-                    if wanted(path) and (found := layer.extractfile(member)):
-                        content = found.read()
-                    files[path] = File(content=content)
+                elif member.isfile() and (found := layer.extractfile(member)):
+                    files[path] = File.regular(found, keep=wanted(path))
                 elif not member.isdir():
                     files[path] = File()
         return cls(hashing.rest(), files, frozenset(hidden), frozenset(emptied))

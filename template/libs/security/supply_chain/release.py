@@ -12,6 +12,7 @@ pair's public half decides alone. Without this package the same is checked by::
 import hashlib
 import json
 import re
+import tempfile
 from pathlib import Path
 
 from . import SupplyChainError
@@ -60,36 +61,52 @@ def verify(folder: Path, key: str) -> Image:
 
     Raises:
         SupplyChainError: Something is missing, changed, not covered, or signed by another key; or
-            the SBOM is that of another image.
+            the SBOM is that of another image; or the archive has no name for its image.
     """
     _needs_file(key, "public key")
     for name in (SUMS, SIGNATURE, ARCHIVE, SBOM):
         if not (folder / name).is_file():
             raise SupplyChainError(f"{folder} has no {name}: it is no signed release.")
-    run(
-        [
-            *("cosign", "verify-blob", "--key", key),
-            *_offline("verify-blob", "--insecure-ignore-tlog=true"),
-            *("--signature", str(folder / SIGNATURE), str(folder / SUMS)),
-        ],
-        f"The signature of {folder / SUMS} does not hold for {key}",
-    )
-    covered = _parse((folder / SUMS).read_text("utf-8"))
+    covered = _parse(_signed_sums(folder, key))
     for path in sorted(folder.iterdir()):
         if path.name not in covered.keys() | {SUMS, SIGNATURE}:
             raise SupplyChainError(f"{path} is not covered by the signature: move it elsewhere.")
     for name, digest in covered.items():
         if not (folder / name).is_file():
             raise SupplyChainError(f"{name} was signed and is missing in {folder}.")
-        if _digest(folder / name) != digest:
+        if name != SBOM and _digest(folder / name) != digest:
             raise SupplyChainError(f"{folder / name} is not what was signed.")
+    sbom = (folder / SBOM).read_bytes()
+    if hashlib.sha256(sbom).hexdigest() != covered[SBOM]:
+        raise SupplyChainError(f"{folder / SBOM} is not what was signed.")
+    described = _described(sbom)
     image = Image.read(folder / ARCHIVE)
-    described = _described(folder / SBOM)
     if described != image.identity:
         raise SupplyChainError(
             f"{SBOM} describes the image {described}, and the archive holds {image.identity}."
         )
+    if not image.names:
+        raise SupplyChainError(
+            f"{folder / ARCHIVE} has no name for its image, so nothing would find it once it is"
+            " loaded: sign the image by its name, not by its id."
+        )
     return image
+
+
+def _signed_sums(folder: Path, key: str) -> bytes:
+    """Return the checksums that cosign has verified: the same bytes, whoever writes to the file."""
+    sums = (folder / SUMS).read_bytes()
+    with tempfile.TemporaryDirectory(prefix="sums-") as scratch:
+        (copy := Path(scratch) / SUMS).write_bytes(sums)
+        run(
+            [
+                *("cosign", "verify-blob", "--key", key),
+                *_offline("verify-blob", "--insecure-ignore-tlog=true"),
+                *("--signature", str(folder / SIGNATURE), str(copy)),
+            ],
+            f"The signature of {folder / SUMS} does not hold for {key}",
+        )
+    return sums
 
 
 def _offline(command: str, flag: str) -> list[str]:
@@ -102,9 +119,9 @@ def _offline(command: str, flag: str) -> list[str]:
     return [flag, *(f"{option}=false" for option in more if f"{option}=true" in known)]
 
 
-def _parse(sums: str) -> dict[str, str]:
+def _parse(sums: bytes) -> dict[str, str]:
     covered: dict[str, str] = {}
-    for line in sums.splitlines():
+    for line in sums.decode("utf-8", errors="replace").splitlines():
         found = _LINE.fullmatch(line)
         if found is None or found[2] in covered:
             raise SupplyChainError(f"{SUMS} has a line that is not of a release: {line[:80]!r}")
@@ -114,12 +131,12 @@ def _parse(sums: str) -> dict[str, str]:
     return covered
 
 
-def _described(sbom: Path) -> str:
+def _described(sbom: bytes) -> str:
     try:
-        properties = json.loads(sbom.read_bytes())["metadata"]["component"]["properties"]
+        properties = json.loads(sbom)["metadata"]["component"]["properties"]
         (identity,) = (one["value"] for one in properties if one["name"] == "image:id")
     except (ValueError, LookupError, TypeError) as error:
-        raise SupplyChainError(f"{sbom} does not say which image it is of: {error}") from error
+        raise SupplyChainError(f"{SBOM} does not say which image it is of: {error}") from error
     return str(identity)
 
 

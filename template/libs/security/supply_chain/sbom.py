@@ -4,13 +4,14 @@ The same image and lock file give the same bytes: the serial number is derived f
 the time is that of the image, and everything is sorted. The structure:
 
 - the service is the root; it needs its Python distributions, CPython and the base;
-- a distribution that came from the index has the name and SHA-256 of its wheel, out of ``uv.lock``;
+- a distribution that comes from the index, and whose files are as installed, has the name and
+  SHA-256 that ``uv.lock`` has for the wheel of this version and platform;
 - what is linked into a wheel stands inside its distribution, as far as the wheel tells;
 - a Debian package names its source, because that is what security trackers know.
 """
 
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 
 from cyclonedx.contrib.license.factories import LicenseFactory
@@ -39,6 +40,7 @@ from .lock_file import Lock
 IMAGE_ID = "image:id"
 _LICENCES = LicenseFactory()
 _LOCKED = "uv.lock:wheel"
+_SHOWN = 5
 
 
 class Sbom:
@@ -52,6 +54,23 @@ class Sbom:
         """What is installed and not in ``uv.lock``: the image and the lock file differ."""
         self.without_hash: list[str] = []
         """What came from the index and cannot be told to be one of the locked wheels."""
+        self.not_as_installed: list[str] = []
+        """What has other files than it was installed with, with the first of them."""
+
+    def warnings(self, lock: str) -> list[str]:
+        """Say why the image is not what the lock file describes, once the text is there.
+
+        Args:
+            lock: The name of the lock file.
+        """
+        said = []
+        if self.not_locked:
+            said.append(f"{', '.join(self.not_locked)} of the image is not in {lock}")
+        if self.not_as_installed:
+            said.append(f"changed after it was installed: {', '.join(self.not_as_installed)}")
+        if strangers := self._contents.strangers:
+            said.append(f"of no distribution of the image: {_first(strangers)}")
+        return said
 
     def text(self) -> str:
         """Return it as JSON."""
@@ -99,12 +118,14 @@ class Sbom:
                 _bundled(inner, f"{reference}/{number}") for number, inner in enumerate(one.bundled)
             ],
         )
+        if one.faults:
+            self.not_as_installed.append(f"{one.name} {one.version} ({_first(one.faults)})")
         if locked is None:
             self.not_locked.append(f"{one.name} {one.version}")
         if locked is None or locked.from_index:
             # A part of this project has no purl: on the index the name may be somebody else's.
             component.purl = PackageURL("pypi", None, one.name, one.version)
-        if locked is None or not locked.from_index:
+        if locked is None or not locked.from_index or one.faults:
             return component
         wheel = locked.wheel(one.tags)
         if wheel is None:
@@ -197,6 +218,10 @@ class Sbom:
             _needs(packages[one.name], [packages[name] for name in one.needs if name in packages])
             for one in self._contents.packages
         ]
+
+
+def _first(names: Sequence[str]) -> str:
+    return "; ".join(names[:_SHOWN]) + (f"; {len(names) - _SHOWN} more" * (len(names) > _SHOWN))
 
 
 def _needs(component: Component, others: Iterable[Component]) -> Dependency:

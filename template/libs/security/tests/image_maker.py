@@ -1,5 +1,6 @@
 """Make archives like those of ``docker image save``, small ones, for the tests of supply_chain."""
 
+import base64
 import gzip
 import hashlib
 import io
@@ -7,11 +8,13 @@ import json
 import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 Layer = Mapping[str, "str | tuple[str, str]"]
 """By path: a text, ``("link", target)``, ``("hard", first name)`` or ``("folder", "")``."""
 
 SITE_PACKAGES = "/app/.venv/lib/python3.13/site-packages"
+EXAMPLE_LIB = {"example_lib/__init__.py": "", "example_lib/parts/one.py": "one = 1\n"}
 CREATED = "2026-03-01T00:00:00Z"
 
 _KINDS = {"link": tarfile.SYMTYPE, "hard": tarfile.LNKTYPE, "folder": tarfile.DIRTYPE}
@@ -32,7 +35,9 @@ def tar_of(files: Layer) -> bytes:
     return packed.getvalue()
 
 
-def save_image(path: Path, *layers: Layer, compressed: bool = False, names: int = 1) -> str:
+def save_image(
+    path: Path, *layers: Layer, compressed: bool = False, images: int = 1, named: bool = True
+) -> str:
     """Write an image's archive, and return its id."""
     tars = [tar_of(layer) for layer in layers]
     config = json.dumps(
@@ -45,8 +50,12 @@ def save_image(path: Path, *layers: Layer, compressed: bool = False, names: int 
     parts = {
         f"blobs/{number}": gzip.compress(t) if compressed else t for number, t in enumerate(tars)
     }
-    entry = {"Config": "blobs/config", "RepoTags": ["orders:latest"], "Layers": list(parts)}
-    parts |= {"blobs/config": config, "manifest.json": json.dumps([entry] * names).encode()}
+    entry = {
+        "Config": "blobs/config",
+        "RepoTags": ["orders:latest"] if named else None,
+        "Layers": list(parts),
+    }
+    parts |= {"blobs/config": config, "manifest.json": json.dumps([entry] * images).encode()}
     write_parts(path, parts)
     return _named(config)
 
@@ -68,16 +77,38 @@ def read_parts(path: Path) -> dict[str, bytes]:
 
 
 def distribution(
-    name: str, version: str, *more: str, tags: Sequence[str] = ("py3-none-any",)
+    name: str,
+    version: str,
+    *more: str,
+    tags: Sequence[str] = ("py3-none-any",),
+    files: Mapping[str, str] = MappingProxyType({}),
 ) -> Layer:
-    """Return the records that an installed distribution has."""
-    folder = f"/app/.venv/lib/python3.13/site-packages/{name.replace('-', '_')}-{version}.dist-info"
+    """Return the files of an installed distribution with its records.
+
+    Args:
+        name: As its metadata has it.
+        version: Its version.
+        more: Lines of its metadata.
+        tags: Of its wheel.
+        files: What it has besides, by the path below ``site-packages``.
+    """
+    folder = f"{name.replace('-', '_')}-{version}.dist-info"
     metadata = [f"Name: {name}", f"Version: {version}", *more]
     wheel = ["Wheel-Version: 1.0", *(f"Tag: {tag}" for tag in tags)]
-    return {
+    installed = {
         f"{folder}/METADATA": "\n".join(["Metadata-Version: 2.4", *metadata]) + "\n\nText\n",
         f"{folder}/WHEEL": "\n".join(wheel) + "\n",
+        **files,
     }
+    rows = [record_row(path, content) for path, content in installed.items()]
+    installed[f"{folder}/RECORD"] = "\n".join([*rows, f"{folder}/RECORD,,", ""])
+    return {f"{SITE_PACKAGES}/{path}": content for path, content in installed.items()}
+
+
+def record_row(path: str, content: str) -> str:
+    """Return the line that ``RECORD`` has for a file."""
+    digest = base64.urlsafe_b64encode(hashlib.sha256(content.encode()).digest()).rstrip(b"=")
+    return f"{path},sha256={digest.decode()},{len(content.encode())}"
 
 
 def debian(name: str, version: str, *more: str) -> Layer:
@@ -97,7 +128,12 @@ def service_image() -> dict[str, "str | tuple[str, str]"]:
         **distribution(
             "orders", "0.1.0", "Requires-Dist: example-lib>=2", "License-Expression: MIT"
         ),
-        **distribution("example-lib", "2.1", "Requires-Dist: idle; extra == 'never'"),
+        **distribution(
+            "example-lib", "2.1", "Requires-Dist: idle; extra == 'never'", files=EXAMPLE_LIB
+        ),
+        f"{SITE_PACKAGES}/example_lib/__pycache__/__init__.cpython-313.pyc": "bytecode",
+        "/app/.venv/bin/python": ("link", "/usr/local/bin/python3.13"),
+        "/app/.venv/lib64": ("link", "lib"),
         **debian("libc6", "2.41-12", "Source: glibc", "Depends: libgcc-s1"),
         **debian("libgcc-s1", "14.2.0-19", "Source: gcc-14 (14.2.0-20)", "Depends: gcc-14-base"),
     }

@@ -8,12 +8,14 @@ import pytest
 
 from image_maker import (
     CREATED,
+    EXAMPLE_LIB,
     LOCK,
     NATIVE,
     PURE,
     SITE_PACKAGES,
     debian,
     distribution,
+    record_row,
     save_image,
     service_image,
 )
@@ -49,7 +51,7 @@ def test_everything_installed_is_listed_and_nothing_else(tmp_path: Path) -> None
     root = document["metadata"]["component"]
     assert (root["name"], root["version"], root["type"]) == ("orders", "0.1.0", "container")
     assert root["licenses"] == [{"license": {"id": "MIT"}}]
-    assert sbom.not_locked == sbom.without_hash == []
+    assert sbom.not_locked == sbom.without_hash == sbom.warnings("uv.lock") == []
 
 
 def test_purls_name_what_scanners_look_up(tmp_path: Path) -> None:
@@ -72,7 +74,8 @@ def test_hash_is_that_of_the_wheel_with_the_installed_tags(tmp_path: Path) -> No
     assert components(document)["python:example-lib@2.1"]["hashes"] == [
         {"alg": "SHA-256", "content": PURE}
     ]
-    native = distribution("example-lib", "2.1", tags=("cp313-cp313-manylinux_2_28_x86_64",))
+    tags = ("cp313-cp313-manylinux_2_28_x86_64",)
+    native = distribution("example-lib", "2.1", tags=tags, files=EXAMPLE_LIB)
     _, document = sbom_of(tmp_path, service_image(), native)
     found = components(document)["python:example-lib@2.1"]
     assert found["hashes"][0]["content"] == NATIVE
@@ -82,10 +85,122 @@ def test_hash_is_that_of_the_wheel_with_the_installed_tags(tmp_path: Path) -> No
 
 
 def test_wheel_that_the_lock_file_does_not_have_gets_no_hash_and_is_named(tmp_path: Path) -> None:
-    other = distribution("example-lib", "2.1", tags=("cp313-cp313-musllinux_1_2_x86_64",))
+    tags = ("cp313-cp313-musllinux_1_2_x86_64",)
+    other = distribution("example-lib", "2.1", tags=tags, files=EXAMPLE_LIB)
     sbom, document = sbom_of(tmp_path, service_image(), other)
     assert "hashes" not in components(document)["python:example-lib@2.1"]
     assert sbom.without_hash == ["example-lib 2.1"]
+
+
+ONE = f"{SITE_PACKAGES}/example_lib/parts/one.py"
+RECORD = f"{SITE_PACKAGES}/example_lib-2.1.dist-info/RECORD"
+
+
+def recorded(*more: str) -> dict[str, str]:
+    """Return the RECORD of the library with lines that it lacks; the last one of a path counts."""
+    before = service_image()[RECORD]
+    names = {line.partition(",")[0].strip('"') for line in more}
+    kept = [line for line in str(before).splitlines() if line.partition(",")[0] not in names]
+    return {RECORD: "\n".join([*kept, *more, ""])}
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({ONE: "one = 2\n"}, "example_lib/parts/one.py: changed"),
+        ({ONE: ("link", "/data/one.py")}, "example_lib/parts/one.py: changed"),
+        ({f"{SITE_PACKAGES}/example_lib/parts/.wh.one.py": ""}, "parts/one.py: missing"),
+        ({f"{SITE_PACKAGES}/example_lib/parts": ("link", "/data")}, "parts/one.py: missing"),
+        ({f"{SITE_PACKAGES}/example_lib/one.abi3.so": "x"}, "example_lib/one.abi3.so: not record"),
+        ({f"{SITE_PACKAGES}/example_lib.abi3.so": "x"}, "example_lib.abi3.so: not recorded"),
+        (
+            {f"{SITE_PACKAGES}/example_lib/__pycache__/other.cpython-313.pyc": "x"},
+            "example_lib/__pycache__/other.cpython-313.pyc: not recorded",
+        ),
+        ({f"{SITE_PACKAGES}/example_lib/parts/one.pyc": "x"}, "parts/one.pyc: not recorded"),
+        (
+            {f"{SITE_PACKAGES}/example_lib-2.1.dist-info/entry_points.txt": "[x]\n"},
+            "example_lib-2.1.dist-info/entry_points.txt: not recorded",
+        ),
+        (recorded("example_lib/parts/one.py,,"), "parts/one.py: recorded without a SHA-256"),
+        (recorded("example_lib/parts/one.py,md5=x,8"), "parts/one.py: recorded without a SHA-256"),
+        (recorded("example_lib/parts/one.py,sha256=,8"), "one.py: recorded without a SHA-256"),
+        (
+            recorded(record_row("example_lib/parts/one.py", "one = 1\n")[:-1] + "9"),
+            "one.py: changed",
+        ),
+        (recorded("no row"), "RECORD has the line 'no row'"),
+        (recorded("x,sha256=?,1"), "RECORD has the line 'x,sha256=?,1'"),
+        (recorded("x,sha256=AAAA,many"), "RECORD has the line 'x,sha256=AAAA,many'"),
+        (recorded(record_row("../../../../out.py", "")), "/app/out.py: missing"),
+        ({f"{SITE_PACKAGES}/example_lib-2.1.dist-info/.wh.RECORD": ""}, "no RECORD"),
+    ],
+)
+def test_distribution_that_is_not_as_installed_gets_no_hash_and_is_named(
+    tmp_path: Path, change: Any, fault: str
+) -> None:
+    sbom, document = sbom_of(tmp_path, service_image())
+    assert "hashes" in components(document)["python:example-lib@2.1"], "control"
+    assert sbom.not_as_installed == []
+    sbom, document = sbom_of(tmp_path, service_image(), change)
+    assert "hashes" not in components(document)["python:example-lib@2.1"]
+    assert [one for one in sbom.not_as_installed if one.startswith("example-lib 2.1 (")]
+    assert fault in sbom.not_as_installed[0]
+    assert sbom.warnings("uv.lock")[0].startswith("changed after it was installed: example-lib 2.1")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"/app/config.py": "x"},
+        {ONE: "one = 1\n"},
+        {f"{SITE_PACKAGES}/example_lib/parts/__pycache__/one.cpython-313.pyc": "x"},
+        {f"{SITE_PACKAGES}/example_lib/parts/__pycache__/one.cpython-313.opt-2.pyc": "x"},
+        recorded("example_lib/parts/one.py," + record_row("", "one = 1\n").split(",")[1] + ","),
+        recorded('"example_lib/parts/one.py",' + record_row("", "one = 1\n").partition(",")[2]),
+        recorded(record_row("../../../share/doc.txt", "x")) | {"/app/.venv/share/doc.txt": "x"},
+    ],
+    ids=["outside", "same again", "bytecode", "optimised", "without a size", "quoted", "shared"],
+)
+def test_what_an_installation_has_besides_is_no_fault(tmp_path: Path, change: Any) -> None:
+    sbom, document = sbom_of(tmp_path, service_image(), change)
+    assert sbom.warnings("uv.lock") == []
+    assert "hashes" in components(document)["python:example-lib@2.1"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        f"{SITE_PACKAGES}/start.pth",
+        f"{SITE_PACKAGES}/sitecustomize.py",
+        f"{SITE_PACKAGES}/__pycache__/sitecustomize.cpython-313.pyc",
+        f"{SITE_PACKAGES}/other/module.py",
+        "/app/.venv/lib/python3.13/another.py",
+        "/app/.venv/bin/tool",
+        "/usr/local/lib/python3.13/site-packages/other.py",
+        "/usr/lib/python3/dist-packages/other.py",
+    ],
+)
+def test_file_of_no_distribution_is_named_and_takes_no_hash_away(tmp_path: Path, path: str) -> None:
+    sbom, document = sbom_of(tmp_path, service_image(), {path: "x"})
+    assert sbom.warnings("uv.lock") == [f"of no distribution of the image: {path}"]
+    assert "hashes" in components(document)["python:example-lib@2.1"]
+
+
+def test_records_of_a_distribution_without_metadata_cover_nothing(tmp_path: Path) -> None:
+    rows = "\n".join([record_row("evil.py", "x"), "evil-1.dist-info/RECORD,,", ""])
+    evil = {f"{SITE_PACKAGES}/evil.py": "x", f"{SITE_PACKAGES}/evil-1.dist-info/RECORD": rows}
+    sbom, _ = sbom_of(tmp_path, service_image(), evil)
+    (warning,) = sbom.warnings("uv.lock")
+    assert f"{SITE_PACKAGES}/evil.py" in warning
+
+
+def test_warning_names_the_first_of_many_files(tmp_path: Path) -> None:
+    many = {f"{SITE_PACKAGES}/other/{number}.py": "x" for number in range(9)}
+    sbom, _ = sbom_of(tmp_path, service_image(), many)
+    (warning,) = sbom.warnings("uv.lock")
+    assert f"{SITE_PACKAGES}/other/4.py; 4 more" in warning
+    assert "other/5.py" not in warning
 
 
 @pytest.mark.parametrize(
@@ -173,12 +288,11 @@ def test_what_a_wheel_bundles_stands_inside_its_distribution(tmp_path: Path) -> 
             {"name": "without-anything"},
         ],
     }
-    folder = f"{SITE_PACKAGES}/example_lib-2.1.dist-info/sboms"
-    _, document = sbom_of(
-        tmp_path,
-        service_image(),
-        {f"{folder}/one.cdx.json": json.dumps(inner), f"{folder}/two.spdx.json": "{}"},
-    )
+    folder = "example_lib-2.1.dist-info/sboms"
+    files = {f"{folder}/one.cdx.json": json.dumps(inner), f"{folder}/two.spdx.json": "{}"}
+    library = distribution("example-lib", "2.1", files=EXAMPLE_LIB | files)
+    sbom, document = sbom_of(tmp_path, service_image(), library)
+    assert sbom.warnings("uv.lock") == []
     bundled = components(document)["python:example-lib@2.1"]["components"]
     assert {one["name"] for one in bundled} == {"openssl", "without-anything"}
     (openssl,) = (one for one in bundled if one["name"] == "openssl")
@@ -186,7 +300,7 @@ def test_what_a_wheel_bundles_stands_inside_its_distribution(tmp_path: Path) -> 
     assert openssl["hashes"] == [{"alg": "SHA-256", "content": "ab" * 32}]
     assert openssl["licenses"] == [{"expression": "Apache-2.0 OR MIT"}]
     with pytest.raises(SupplyChainError, match=r"one\.cdx\.json of the image is no SBOM"):
-        sbom_of(tmp_path, service_image(), {f"{folder}/one.cdx.json": "not JSON"})
+        sbom_of(tmp_path, service_image(), {f"{SITE_PACKAGES}/{folder}/one.cdx.json": "not JSON"})
 
 
 def test_sqlite_inside_apsw_is_listed(tmp_path: Path) -> None:
@@ -234,6 +348,11 @@ def test_image_of_something_else_is_refused(tmp_path: Path, removed: str, messag
     del files[removed]
     with pytest.raises(SupplyChainError, match=message):
         sbom_of(tmp_path, files)
+
+
+def test_image_with_two_environments_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SupplyChainError, match=r"has 2 pyvenv\.cfg"):
+        sbom_of(tmp_path, service_image(), {"/other/pyvenv.cfg": "version_info = 3.13.5\n"})
 
 
 @pytest.mark.parametrize(

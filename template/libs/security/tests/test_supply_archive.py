@@ -1,5 +1,6 @@
 """An archive of an image is read as the engine would lay it out, or refused."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +32,10 @@ def test_identity_and_files_are_those_that_were_saved(tmp_path: Path, compressed
     assert set(image.files) == {"/etc/one", "/etc/link", "/etc/two", "/etc/again"}
     assert image.text("/etc/one") == image.text("/etc/link") == "1"
     assert image.text("/etc/two") == image.text("/etc/again") == "2"
+    for name, content in (("one", b"1"), ("two", b"2"), ("again", b"2")):
+        file = image.files[f"/etc/{name}"]
+        assert (file.size, file.sha256) == (1, hashlib.sha256(content).digest())
+    assert image.files["/etc/link"].sha256 == b""
 
 
 def test_content_is_kept_only_where_it_is_wanted(tmp_path: Path) -> None:
@@ -38,7 +43,7 @@ def test_content_is_kept_only_where_it_is_wanted(tmp_path: Path) -> None:
     image = Image.read(tmp_path / "image.tar", lambda path: path == "/wanted")
     assert image.text("/wanted") == "1"
     assert image.text("/other") is None
-    assert "/other" in image.files
+    assert image.files["/other"].sha256 == hashlib.sha256(b"2").digest()
 
 
 def test_later_layer_replaces_and_hides_what_earlier_ones_have(tmp_path: Path) -> None:
@@ -122,7 +127,7 @@ def test_archive_whose_parts_do_not_belong_together_is_refused(
 
 
 def test_archive_of_several_images_is_refused(tmp_path: Path) -> None:
-    save_image(tmp_path / "image.tar", {"one": "1"}, names=2)
+    save_image(tmp_path / "image.tar", {"one": "1"}, images=2)
     with pytest.raises(SupplyChainError, match="holds 2 images"):
         Image.read(tmp_path / "image.tar")
 

@@ -4,8 +4,10 @@ cosign itself is not here: a program in its place makes and checks the same kind
 over SHA-256 on P-256, and knows the options of one version only.
 """
 
+import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,7 +17,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from image_maker import LOCK, distribution, save_image, service_image
+from image_maker import EXAMPLE_LIB, LOCK, SITE_PACKAGES, distribution, save_image, service_image
 from supply_chain import SupplyChainError, release
 
 COSIGN = """#!{python} -IB
@@ -135,6 +137,48 @@ def test_sbom_that_names_no_image_is_refused(folder: Path, keys: Path, text: str
         release.verify(folder, str(keys / "cosign.pub"))
 
 
+@pytest.mark.parametrize(
+    ("named", "message"), [(True, None), (False, r"image\.tar has no name for its image")]
+)
+def test_archive_without_a_name_is_refused(
+    folder: Path, keys: Path, named: bool, message: str | None
+) -> None:
+    save_image(folder / "image.tar", service_image(), named=named)
+    release.sign(folder, str(keys / "cosign.key"))
+    if message is None:  # control
+        release.verify(folder, str(keys / "cosign.pub"))
+        return
+    with pytest.raises(SupplyChainError, match=message):
+        release.verify(folder, str(keys / "cosign.pub"))
+
+
+def test_checksums_that_are_exchanged_after_cosign_said_yes_are_not_used(
+    folder: Path, keys: Path
+) -> None:
+    release.sign(folder, str(keys / "cosign.key"))
+    forged = keys / "forged"
+    forged.mkdir()
+    sbom = (folder / "sbom.cdx.json").read_text("utf-8")
+    (ours,) = re.findall("sha256:[0-9a-f]{64}", sbom)
+    theirs = save_image(forged / "image.tar", service_image(), {"/one/more": "file"})
+    (forged / "sbom.cdx.json").write_text(sbom.replace(ours, theirs), "utf-8")
+    sums = "".join(
+        f"{hashlib.sha256((forged / name).read_bytes()).hexdigest()}  {name}\n"
+        for name in ("image.tar", "sbom.cdx.json")
+    )
+    (forged / "SHA256SUMS").write_text(sums, "utf-8")
+    real = (keys / "cosign").replace(keys / "real")
+    (keys / "cosign").write_text(
+        f'#!/bin/sh\n{real} "$@" || exit 1\n[ "$2" = --help ] || cp {forged}/* {folder}\n', "utf-8"
+    )
+    (keys / "cosign").chmod(0o755)
+    with pytest.raises(SupplyChainError, match=r"image\.tar is not what was signed"):
+        release.verify(folder, str(keys / "cosign.pub"))
+    assert (folder / "SHA256SUMS").read_text("utf-8") == sums, "control: they were exchanged"
+    with pytest.raises(SupplyChainError, match="does not hold for"):
+        release.verify(folder, str(keys / "cosign.pub"))
+
+
 def test_missing_key_or_program_is_said(
     folder: Path, keys: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -242,8 +286,50 @@ def test_image_with_what_is_not_locked_is_described_and_not_signed(
 def test_image_whose_wheel_is_not_locked_is_described_with_a_warning(
     project: Path, keys: Path
 ) -> None:
-    other = distribution("example-lib", "2.1", tags=("cp313-cp313-musllinux_1_2_x86_64",))
+    tags = ("cp313-cp313-musllinux_1_2_x86_64",)
+    other = distribution("example-lib", "2.1", tags=tags, files=EXAMPLE_LIB)
     save_image(project / "saved.tar", service_image(), other)
     done = run(project, keys, "sbom", "--image", "orders")
     assert done.returncode == 0
     assert "no wheel in uv.lock is the installed example-lib 2.1: no hash" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        (
+            f"{SITE_PACKAGES}/example_lib/parts/one.py",
+            "changed after it was installed: example-lib 2.1 (example_lib/parts/one.py: changed)",
+        ),
+        (
+            f"{SITE_PACKAGES}/start.pth",
+            f"of no distribution of the image: {SITE_PACKAGES}/start.pth",
+        ),
+    ],
+)
+def test_image_that_was_changed_after_its_build_is_described_and_not_signed(
+    project: Path, keys: Path, path: str, message: str
+) -> None:
+    words = ["sign", "--image", "orders", "--key", str(keys / "cosign.key")]
+    done = run(project, keys, "sbom", "--image", "orders")
+    assert (done.returncode, done.stderr) == (0, ""), "control"
+    save_image(project / "saved.tar", service_image(), {path: "import evil\n"})
+    done = run(project, keys, "sbom", "--image", "orders")
+    assert done.returncode == 0
+    assert done.stderr == f"warning: {message}\n"
+    done = run(project, keys, *words)
+    assert done.returncode == 1
+    assert done.stderr == f"error: {message}. Build the image again before you sign it.\n"
+    assert not (project / "release").exists()
+    save_image(project / "saved.tar", service_image())
+    assert run(project, keys, *words).returncode == 0, "control"
+
+
+def test_image_that_is_signed_by_its_id_is_refused(project: Path, keys: Path) -> None:
+    save_image(project / "saved.tar", service_image(), named=False)
+    done = run(project, keys, "sbom", "--image", "orders")
+    assert done.returncode == 0, "an SBOM needs no name"
+    done = run(project, keys, "sign", "--image", "orders", "--key", str(keys / "cosign.key"))
+    assert done.returncode == 1
+    assert "orders is no name: sign the image by the name" in done.stderr
+    assert not (project / "release").exists()
