@@ -78,6 +78,25 @@ def test_every_step_up_to_the_scanner_passes(
         run(project, "docker", "compose", "down", "--volumes", "--timeout", "5")
 
 
+@pytest.mark.parametrize("more", ["", ", depends_on: [other]"], ids=["beside it", "that it needs"])
+def test_scanner_is_told_the_image_of_the_service_alone_where_there_is_another_service(
+    engine: docker.DockerClient, variants: Variants, tmp_path: Path, more: str
+) -> None:
+    del engine  # its command line reads the files
+    with changed(variants.rendered("default"), tmp_path) as place:
+        (place / "other.yml").write_text(
+            f"services: {{other: {{image: other}}, service: {{pids_limit: 128{more}}}}}\n", "utf-8"
+        )
+        (named,) = (step for step in steps(place, "image") if step.get("id") == "image")
+        output = place / "output"
+        given = {"GITHUB_OUTPUT": str(output), "COMPOSE_FILE": "docker-compose.yml:other.yml"}
+        every = run(place, "docker", "compose", "config", "--images", environment=given)
+        assert "other" in every.stdout.split(), "control"
+        done = run(place, "bash", "-e", "-c", named["run"], environment=given)
+        assert done.returncode == 0, done.stderr
+        assert output.read_text("utf-8") == f"name={variants.image('default')}\n"
+
+
 def test_step_that_fails_ends_the_job_but_for_the_steps_that_report_it(project: Path) -> None:
     for job in ("packages", "image"):
         assert not [step for step in steps(project, job) if step.get("continue-on-error")]

@@ -194,6 +194,7 @@ def test_same_image_gives_the_same_bytes_under_another_name_at_another_time(
     engine.images.get(image).tag(other)
     done = recipe(project, "sbom", "--image", other, "--output", str(tmp_path / "again.json"))
     assert done.returncode == 0, done.stderr
+    assert done.stderr == "", "an image as it was built gives no warning"
     assert (tmp_path / "again.json").read_bytes() == (project / SBOM).read_bytes()
     properties = read(project / SBOM)["metadata"]["component"]["properties"]
     assert {"name": "image:id", "value": identity(engine, image)} in properties
@@ -226,7 +227,35 @@ def test_package_that_is_added_to_the_image_is_added_to_the_sbom_and_is_not_sign
     assert found["serialNumber"] != sbom["serialNumber"]
     refused = recipe(project, "sign", "--image", more, "--key", "unused", str(tmp_path / "release"))
     assert refused.returncode != 0
-    assert "smuggled 6.6 of the image is not in uv.lock. Build the image again" in refused.stderr
+    assert "smuggled 6.6 of the image is not in uv.lock" in refused.stderr
+    assert "Build the image again" in refused.stderr
+    assert not (tmp_path / "release").exists()
+
+
+def test_package_whose_code_was_changed_in_the_image_gets_no_hash_and_is_not_signed(
+    project: Path, image: str, sbom: dict[str, Any], unpacked: Unpacked, tmp_path: Path
+) -> None:
+    (path,) = (path for path in unpacked.files if path.endswith("/site-packages/h11/_connection.py"))
+    context = tmp_path / "context"
+    context.mkdir()
+    (context / "evil.py").write_bytes(unpacked.files[path] + b"import evil\n")
+    (context / "Dockerfile").write_text(f"FROM {image}\nCOPY evil.py {path}\n", "utf-8")
+    tampered = image_name("tampered")
+    made = one_at_a_time(context, "docker", "buildx", "build", "--quiet", "--load", "--tag", tampered, ".")
+    assert made.returncode == 0, made.stderr
+    done = recipe(project, "sbom", "--image", tampered, "--output", str(tmp_path / "tampered.json"))
+    assert done.returncode == 0, done.stderr
+    (version,) = (one["version"] for one in sbom["components"] if one["name"] == "h11")
+    warning = f"changed after it was installed: h11 {version} (h11/_connection.py: changed)"
+    assert done.stderr.strip() == f"warning: {warning}"
+    hashed, before = (
+        {one["name"] for one in document["components"] if one.get("hashes")}
+        for document in (read(tmp_path / "tampered.json"), sbom)
+    )
+    assert before - hashed == {"h11"}
+    refused = recipe(project, "sign", "--image", tampered, "--key", "unused", str(tmp_path / "release"))
+    assert refused.returncode != 0
+    assert f"error: {warning}. Build the image again before you sign it." in refused.stderr
     assert not (tmp_path / "release").exists()
 
 
