@@ -249,5 +249,15 @@ def test_release_that_cannot_be_signed_is_not_left_half_done(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_image_that_is_given_by_its_id_is_not_signed_because_the_archive_has_no_name(
+    engine: docker.DockerClient, project: Path, keys: Path, variants: Variants, tmp_path: Path
+) -> None:
+    image = identity(engine, variants.image("default"))
+    done = sign(project, tmp_path / "out", keys / "ours.key", "--image", image)
+    assert done.returncode != 0
+    assert f"{image} is no name: sign the image by the name" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_sbom_in_the_release_is_the_one_that_just_sbom_writes(project: Path, signed: Path) -> None:
     assert (signed / "sbom.cdx.json").read_bytes() == (project / SBOM).read_bytes()
