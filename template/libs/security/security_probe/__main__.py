@@ -5,14 +5,16 @@ points that were tried hold, 1 when one fails, and 2 when the container could no
 """
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 from .collect import Wishes, collect
 from .container import Container
-from .engine import Engine
+from .engine import ENDING, Engine
 from .errors import ProbeError
 from .finding import Verdict
 from .origin import origin_of
@@ -72,11 +74,18 @@ def probe(chosen: argparse.Namespace) -> int:
 
 
 def _say(sentence: str) -> None:
-    print(sentence, file=sys.stderr, flush=True)
+    with suppress(OSError):  # the terminal may be gone, which is why the program is to end
+        print(sentence, file=sys.stderr, flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command."""
+    """Run the command.
+
+    Whatever asks it to end does so as Ctrl-C does: what was changed is put back first.
+    """
+    for each in ENDING:
+        if signal.getsignal(each) is not signal.SIG_IGN:  # nohup
+            signal.signal(each, signal.default_int_handler)
     try:
         return probe(options().parse_args(arguments))
     except ProbeError as error:

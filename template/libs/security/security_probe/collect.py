@@ -1,10 +1,12 @@
 """Collects the facts, and tells what it is doing."""
 
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 from .answer import ask
 from .container import Container, Say
-from .document import NotShownError
+from .document import Document, NotShownError
 from .engine import Engine
 from .errors import ProbeError
 from .facts import Facts, NotTried
@@ -50,6 +52,8 @@ def collect(engine: Engine, container: Container, wishes: Wishes, say: Say) -> F
     image = look_at(engine, number)
     steps = commands(steps_of(engine, number))
     tree = files_of(engine, number)
+    volumes = _known(engine, "volume", _volumes(found))
+    networks = _known(engine, "network", _networks(found))
     say("Trying from inside what must not be possible ...")
     inside = ask(engine, container.number, command)
     return Facts(
@@ -57,6 +61,8 @@ def collect(engine: Engine, container: Container, wishes: Wishes, say: Say) -> F
         steps=steps,
         tree=tree,
         container=found,
+        volumes=volumes,
+        networks=networks,
         inside=inside,
         rebuild=rebuild(engine, found, image, tree, say)
         if wishes.rebuild
@@ -65,3 +71,27 @@ def collect(engine: Engine, container: Container, wishes: Wishes, say: Say) -> F
         if wishes.restart
         else NotTried("left out by --keep-running"),
     )
+
+
+def _volumes(container: Document) -> Iterator[tuple[str, str]]:
+    """Return the names of the volumes, and what the engine finds each by."""
+    for mount in container.entries("Mounts"):
+        if mount.text("Type") == "volume":
+            yield mount.text("Name"), mount.text("Name")
+
+
+def _networks(container: Document) -> Iterator[tuple[str, str]]:
+    """Return the names of the networks, and the numbers that the engine finds each by."""
+    for name, network in container.table("NetworkSettings", "Networks").items():
+        yield name, network.text("NetworkID")
+
+
+def _known(engine: Engine, kind: str, wanted: Iterator[tuple[str, str]]) -> Document:
+    """Return what the engine shows; the points that need what it does not show do not hold."""
+    found: dict[str, object] = {}
+    with suppress(NotShownError, ProbeError):
+        for name, number in wanted:
+            document = engine.inspect(kind, number)
+            if document is not None:
+                found[name] = document.value
+    return Document(f"{kind}s", found)

@@ -17,6 +17,10 @@ ENGINE_SOCKETS: Final = re.compile(
 )
 MANAGED_TPMS: Final = re.compile(r"/dev/tpmrm[0-9]+")
 """Behind the kernel's resource manager: who has the bare ``/dev/tpm0`` shuts out everyone else."""
+MODES: Final = ("", "nat", "isolated")
+"""Of a bridge's gateway: in any other a container is reached without a published port."""
+BRIDGES: Final = ("", "docker0")
+"""Names that an engine gives to bridges of its own."""
 MACHINES_OWN: Final = {
     "cgroup": 0xEFFFFFFB,
     "ipc": 0xEFFFFFFF,
@@ -170,7 +174,45 @@ def listens_to_this_machine(facts: Facts) -> Finding:
                         f"Port {plain(port, 40)} is published on "
                         f"{plain(address, 60) or 'every address'}."
                     )
-    return finding(sorted(problems), f"published: {listed(sorted(places))}")
+    names, open_networks = _networks(facts)
+    return finding(
+        sorted(problems) + open_networks,
+        f"published: {listed(sorted(places))}; networks: {some(names)}",
+    )
+
+
+def _networks(facts: Facts) -> tuple[Sequence[str], list[str]]:
+    names = [*facts.container.table("NetworkSettings", "Networks")]
+    problems = [] if names else ["The container is in no network that the engine names."]
+    for name in sorted(names):
+        network = facts.networks.part(name)
+        if reason := _why_open(network):
+            problems.append(
+                f"Network {plain(name, 80)} {reason}: others may reach every port of the container "
+                "there, published or not."
+            )
+    return names, problems
+
+
+def _why_open(network: Document) -> str:
+    driver = network.text("Driver")
+    if driver == "null":
+        return ""
+    if driver != "bridge":
+        return f"is of the driver {plain(driver, 40) or 'of nobody'}"
+    options = network.table("Options")
+    for family in ("ipv4", "ipv6"):
+        mode = _option(options, f"gateway_mode_{family}")
+        if mode not in MODES:
+            return f"has a gateway that is {plain(mode, 40)}"
+    if (name := _option(options, "name")) not in BRIDGES:
+        return f"is the bridge {plain(name, 40)}, which may have a card of the machine in it"
+    return ""
+
+
+def _option(options: dict[str, Document], name: str) -> str:
+    value = options.get(f"com.docker.network.bridge.{name}")
+    return "" if value is None else value.text()
 
 
 def _is_loopback(address: str) -> bool:
@@ -222,12 +264,15 @@ def reaches_no_device_or_engine(facts: Facts) -> Finding:
         if host.entries(name):
             problems.append(f"{name} are set.")
     binds = 0
+    data = f"no volume at {DATA}"
     for mount in facts.container.entries("Mounts"):
         kind, inside = mount.text("Type"), mount.text("Destination")
         source = mount.text("Source") if mount.has("Source") else ""
         if any(ENGINE_SOCKETS.search(path) for path in (source, inside)):
             problems.append(f"An engine's socket is mounted at {plain(inside, 80)}.")
         if kind == "volume" and inside == DATA:
+            data = f"{plain(mount.text('Name'), 80)}, of the engine's own, at {DATA}"
+            problems += _not_the_engines_own(facts, mount.text("Name"))
             continue
         if kind == "bind":
             binds += 1
@@ -239,7 +284,23 @@ def reaches_no_device_or_engine(facts: Facts) -> Finding:
         problems.append(f"Sockets inside: {some(sockets)}.")
     given = TPM if facts.uses_tpm else "no device"
     return finding(
-        problems, f"{given}, no socket of an engine, {counted(binds, 'bind')}, read-only"
+        problems,
+        f"{given}, no socket of an engine, {counted(binds, 'bind')}, read-only; {data}",
+    )
+
+
+def _not_the_engines_own(facts: Facts, name: str) -> Iterator[str]:
+    volume = facts.volumes.part(name)
+    driver, options = volume.text("Driver"), volume.table("Options")
+    if driver != "local":
+        odd = f"is of the driver {plain(driver, 40)}"
+    elif options:
+        odd = f"has the options {some(options)}"
+    else:
+        return
+    yield (
+        f"The volume {plain(name, 80)} at {DATA} {odd}: it may be a folder of the machine or of a "
+        "network."
     )
 
 

@@ -22,6 +22,11 @@ from .plain_text import plain
 SOON: Final = 60.0
 """Seconds for a question that the engine answers from memory."""
 
+ENDING: Final = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
+"""The signals that ask a program to end."""
+
 _PIECE: Final = 1 << 16
 _MOST: Final = 16 << 20
 
@@ -227,6 +232,30 @@ class Engine:
                 if pipe is not None:
                     with suppress(OSError):
                         pipe.close()
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Put off what asks the program to end until what is done here is done.
+
+    For what would leave something behind if it were done by half.
+
+    Raises:
+        KeyboardInterrupt: At the end, if it was asked to meanwhile.
+    """
+    came: list[int] = []
+    before = {
+        each: signal.signal(each, lambda number, _: came.append(number))
+        for each in ENDING
+        if signal.getsignal(each) is not signal.SIG_IGN
+    }
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, signal.SIG_DFL if handler is None else handler)
+    if came:
+        raise KeyboardInterrupt
 
 
 def _pipes(process: "subprocess.Popen[bytes]") -> tuple[IO[bytes], IO[bytes], IO[bytes]]:

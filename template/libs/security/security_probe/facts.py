@@ -70,6 +70,8 @@ class Facts:
         steps: How the image was made: the commands of its history.
         tree: The files of the image.
         container: What the engine says of the container.
+        volumes: What the engine says of the volumes that are mounted, by their names.
+        networks: What the engine says of the networks that it is in, by their names.
         inside: What the program inside answered; ``inside.py`` says what that is.
         rebuild: What came of building the image anew.
         restart: What came of a restart.
@@ -79,6 +81,8 @@ class Facts:
     steps: Sequence[str] | NotFound
     tree: Tree | NotFound
     container: Document
+    volumes: Document
+    networks: Document
     inside: Document | NotFound
     rebuild: Rebuild | NotFound | NotTried
     restart: Restart | NotFound | NotTried

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from .document import Document, NotShownError, parse
-from .engine import Engine
+from .engine import Engine, undisturbed
 from .errors import ProbeError
 from .facts import NotFound
 from .files import Tree, read_tree
@@ -77,4 +77,5 @@ def files_of(engine: Engine, image: str) -> Tree | NotFound:
     else:
         return tree
     finally:
-        engine.run("rm", "--force", "--volumes", name)
+        with undisturbed():
+            engine.run("rm", "--force", "--volumes", name)

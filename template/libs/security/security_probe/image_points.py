@@ -30,6 +30,8 @@ _INSTALLERS: Final = (
     "idlelib lib2to3 turtledemo poetry pipx"
 )
 INSTALLERS: Final = frozenset(_INSTALLERS.split())
+_FLAG_ALONE: Final = re.compile(r"-[bBdEIOPqRsSuv]+")
+"""Flags after which an interpreter still runs what is named, and tells by its status what came."""
 _MODULE_FOLDER: Final = re.compile(r"(?:site|dist)-packages|python[0-9.]+")
 _LEFT_BEHIND: Final = re.compile(
     r"""(?xi)
@@ -55,6 +57,7 @@ def starts_without_shell(facts: Facts) -> Finding:
     problems = []
     tree = facts.files()
     interpreter = None
+    checks: list[list[str]] = []
     for what in (facts.image, facts.container):
         entry = what.texts("Config", "Entrypoint")
         default = what.texts("Config", "Cmd") if what.has("Config", "Cmd") else []
@@ -65,6 +68,12 @@ def starts_without_shell(facts: Facts) -> Finding:
             problems.append(f"The {what.name} has no entry point: any command can take its place.")
         if check[:1] != ["CMD"] or len(check) < 2:
             problems.append(f"The {what.name} has no health check in the exec form.")
+        elif not _runs_a_module(check[2:]):
+            problems.append(
+                f"The health check of the {what.name} does not run a module by -m: it may check "
+                "nothing."
+            )
+        checks.append(check)
         for use, command in (("entry point", entry + default), ("health check", check[1:])):
             if command and not _is_interpreter(tree, command[0]):
                 problems.append(
@@ -75,7 +84,15 @@ def starts_without_shell(facts: Facts) -> Finding:
             if found := words & (SHELLS | DOWNLOADERS):
                 problems.append(f"The {use} of the {what.name} uses {some(found)}.")
         interpreter = interpreter or (entry[0] if entry else None)
+    if checks[0] != checks[1]:
+        problems.append("The health check of the container is not the image's.")
     return finding(problems, f"both run {plain(interpreter or '', 80)} directly")
+
+
+def _runs_a_module(words: Sequence[str]) -> bool:
+    if "-m" not in words[:-1]:
+        return False
+    return all(_FLAG_ALONE.fullmatch(word) for word in words[: words.index("-m")])
 
 
 def _is_interpreter(tree: Tree, word: str) -> bool:
@@ -100,10 +117,10 @@ def tells_no_secret(facts: Facts) -> Finding:
                 problems.append(f"Variable {plain(name, 80)} of the {what.name}: {kind}.")
             elif kind := looks_like_a_secret(value):
                 problems.append(f"Variable {plain(name, 80)} of the {what.name} holds {kind}.")
-        for part in ("Entrypoint", "Cmd"):
-            words = what.texts("Config", part) if what.has("Config", part) else []
+        for path in (("Entrypoint",), ("Cmd",), ("Healthcheck", "Test")):
+            words = what.texts("Config", *path) if what.has("Config", *path) else []
             if kind := looks_like_a_secret(" ".join(words)):
-                problems.append(f"{part} of the {what.name} holds {kind}.")
+                problems.append(f"{'.'.join(path)} of the {what.name} holds {kind}.")
         labels = what.table("Config", "Labels") if what.has("Config", "Labels") else {}
         for name, label in labels.items():  # compose and builders put digests there
             if kind := looks_like_a_secret(label.text(), if_random=False):

@@ -5,7 +5,7 @@ from typing import Final
 
 from .container import SERVICE, Say
 from .document import Document, NotShownError
-from .engine import Engine
+from .engine import Engine, undisturbed
 from .errors import ProbeError
 from .facts import NotFound, Rebuild
 from .files import Tree
@@ -71,10 +71,11 @@ def rebuild(
     except (NotShownError, ProbeError) as error:
         return NotFound(f"the image was not built anew: {error}")
     finally:
-        new = new or engine.inspect("image", name)
-        if named is not None:
-            engine.run("tag", named, name)
-        _remove_unless_named(engine, new, keep={number, named})
+        with undisturbed():
+            new = new or engine.inspect("image", name)
+            if named is not None:
+                engine.run("tag", named, name)
+            _remove_unless_named(engine, new, keep={number, named})
 
 
 def _remove_unless_named(engine: Engine, new: Document | None, keep: set[str | None]) -> None:

@@ -25,8 +25,10 @@ KNOWN: Final = (
     "A folder of root's mounted at /data, or a volume that another image has filled, ends in "
     '"permission denied": the service cannot help itself. One run as root with CHOWN and '
     "DAC_OVERRIDE mends it; docs/security/DEPLOYMENT.md has the command.",
-    "A secret from a file keeps owner and mode that the file has on the machine: it has to belong "
-    "to 65532 with mode 0400 there. Root on the machine reads it, and everything else.",
+    "A secret from a file keeps owner and mode that the file has on the machine, and 65532 has to "
+    "read it. The key is therefore open to all (0444) in a folder that is closed to others (0700): "
+    "the engine mounts the file alone. One of mode 0400 that belongs to 65532 does as well. Root "
+    "on the machine reads it, and everything else.",
     "Points 27 to 35 rest on what the interpreter inside says. A container that is already in "
     "someone else's hands can answer what it likes.",
 )

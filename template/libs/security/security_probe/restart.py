@@ -6,7 +6,7 @@ from typing import Final
 
 from .container import Container, Say, health_of, name_of
 from .document import Document, NotShownError
-from .engine import SOON, Engine
+from .engine import SOON, Engine, Output, undisturbed
 from .errors import ProbeError
 from .facts import NotFound, NotTried, Restart
 
@@ -23,33 +23,43 @@ def restart(container: Container, before: Document, say: Say) -> Restart | NotFo
     try:
         if before.flag("HostConfig", "AutoRemove"):
             return NotTried("it would be removed if it were stopped: it was started with --rm")
+        grace = before.number("Config", "StopTimeout") if before.has("Config", "StopTimeout") else 0
     except NotShownError as error:
         return NotFound(str(error))
-    grace = before.number("Config", "StopTimeout") if before.has("Config", "StopTimeout") else 0
     name = name_of(before)
     say(f"Stopping {name}, and starting it again ...")
-    try:
-        engines_time = _now(container.engine)
-        begun = time.monotonic()
-        stopped = container.engine.run("stop", container.number, seconds=max(grace, _GRACE) + SOON)
-        seconds = time.monotonic() - begun
-        if stopped.status != 0:
-            return NotFound(f"it could not be stopped: {stopped.complaint}")
-        after = container.look()
-    except ProbeError as error:
-        return NotFound(f"it could not be stopped: {error}")
-    finally:
-        well = _start(container, name, health_of(before), say)
+    # An engine goes on with a stop whoever has asked for it is gone: a start would come too early.
+    with undisturbed():
+        try:
+            engines_time = _now(container.engine)
+            stopped, seconds = _stop(container, max(grace, _GRACE) + SOON)
+            after = container.look()
+        except ProbeError as error:
+            return NotFound(f"it could not be stopped: {error}")
+        finally:
+            _start(container, name)
+    well = _is_well(container, health_of(before), say)
+    if stopped.status != 0:
+        return NotFound(f"it could not be stopped: {stopped.complaint}")
     return Restart(min([seconds, *_until_ended(after, engines_time)]), after, well)
 
 
-def _start(container: Container, name: str, health: str, say: Say) -> bool:
+def _stop(container: Container, patience: float) -> tuple[Output, float]:
+    begun = time.monotonic()
+    stopped = container.engine.run("stop", container.number, seconds=patience)
+    return stopped, time.monotonic() - begun
+
+
+def _start(container: Container, name: str) -> None:
     started = container.engine.run("start", container.number)
     if started.status != 0:
         raise ProbeError(
             f"{name} was stopped and does not start again: {started.complaint}. "
             f"Start it by hand: `docker start {name}`."
         )
+
+
+def _is_well(container: Container, health: str, say: Say) -> bool:
     try:
         return health_of(container.wait_until_started(say)) == health
     except ProbeError:

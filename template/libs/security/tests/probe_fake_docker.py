@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from probe_recorded import ANSWER, HISTORY, IMAGE
+from probe_recorded import ANSWER, HISTORY, IMAGE, NETWORK, VOLUME
 from probe_sample import good_container, good_tree
 from security_probe.files import Tree
 
@@ -53,6 +53,8 @@ try:
 except BrokenPipeError:
     os._exit(1)
 sys.stderr.write(answer["complaint"])
+with open(os.path.join(folder, "finished"), "a") as finished:
+    finished.write(json.dumps(words) + "\n")
 sys.exit(answer["status"])
 """
 
@@ -103,6 +105,8 @@ def good_answers() -> list[dict[str, Any]]:
         answer("compose", "ps", out=f"{NUMBER}\n"),
         answer("container", "inspect", out=[good_container()]),
         answer("image", "inspect", out=[IMAGE]),
+        answer("volume", "inspect", out=[VOLUME]),
+        answer("network", "inspect", out=[NETWORK]),
         answer("history", out=lines),
         answer("create", out="x\n"),
         answer("export", out=archive(good_tree())),
@@ -142,14 +146,21 @@ class FakeDocker:
 
     def asked(self) -> list[list[str]]:
         """Return the command lines so far."""
-        place = self.folder / "asked"
-        return (
-            [json.loads(line) for line in place.read_text().splitlines()] if place.exists() else []
-        )
+        return self._noted("asked")
 
     def asked_for(self, *words: str) -> int:
         """Count the command lines that begin with some words."""
         return sum(line[: len(words)] == list(words) for line in self.asked())
+
+    def finished(self, *words: str) -> int:
+        """Count those of them that were answered and not ended before."""
+        return sum(line[: len(words)] == list(words) for line in self._noted("finished"))
+
+    def _noted(self, name: str) -> list[list[str]]:
+        place = self.folder / name
+        return (
+            [json.loads(line) for line in place.read_text().splitlines()] if place.exists() else []
+        )
 
 
 def make(folder: Path) -> FakeDocker:

@@ -126,7 +126,49 @@ CONTAINER: Final[dict[str, Any]] = {
         "StopSignal": "SIGTERM",
         "StopTimeout": 20,
     },
-    "NetworkSettings": {"Ports": {"8000/tcp": [{"HostIp": "127.0.0.1", "HostPort": "18431"}]}},
+    "NetworkSettings": {
+        "Ports": {"8000/tcp": [{"HostIp": "127.0.0.1", "HostPort": "18431"}]},
+        "Networks": {
+            "probe-dev_default": {
+                "NetworkID": "9d5df01fd2bcad57140047db8fbb241f50d9a56282b6c7712e1ad5b4ec726cb3",
+                "IPAddress": "192.168.192.2",
+                "DriverOpts": None,
+            }
+        },
+    },
+}
+
+VOLUME: Final[dict[str, Any]] = {
+    "CreatedAt": "2026-11-22T14:01:53Z",
+    "Driver": "local",
+    "Labels": {
+        "com.docker.compose.project": "probe-dev",
+        "com.docker.compose.version": "2.26.1",
+        "com.docker.compose.volume": "data",
+    },
+    "Mountpoint": "/var/lib/docker/volumes/probe-dev_data/_data",
+    "Name": "probe-dev_data",
+    "Options": None,
+    "Scope": "local",
+}
+
+NETWORK: Final[dict[str, Any]] = {
+    "Name": "probe-dev_default",
+    "Id": "9d5df01fd2bcad57140047db8fbb241f50d9a56282b6c7712e1ad5b4ec726cb3",
+    "Scope": "local",
+    "Driver": "bridge",
+    "EnableIPv6": False,
+    "Internal": False,
+    "Attachable": False,
+    "Ingress": False,
+    "ConfigFrom": {"Network": ""},
+    "ConfigOnly": False,
+    "Options": {},
+    "Labels": {
+        "com.docker.compose.network": "default",
+        "com.docker.compose.project": "probe-dev",
+        "com.docker.compose.version": "2.26.1",
+    },
 }
 
 IMAGE: Final[dict[str, Any]] = {

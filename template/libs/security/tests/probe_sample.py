@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-from probe_recorded import ANSWER, CONTAINER, HISTORY, IMAGE
+from probe_recorded import ANSWER, CONTAINER, HISTORY, IMAGE, NETWORK, VOLUME
 from security_probe.document import Document
 from security_probe.facts import Facts, NotFound, Rebuild, Restart
 from security_probe.files import CA_BUNDLE, STATUS, USERS, Entry, Tree
@@ -149,6 +149,8 @@ def good() -> Facts:
         steps=history,
         tree=good_tree(),
         container=Document("container", good_container()),
+        volumes=Document("volumes", {VOLUME["Name"]: copy.deepcopy(VOLUME)}),
+        networks=Document("networks", {NETWORK["Name"]: copy.deepcopy(NETWORK)}),
         inside=Document("inside", copy.deepcopy(ANSWER)),
         rebuild=Rebuild(image, Document("image", copy.deepcopy(IMAGE)), (HISTORY, HISTORY)),
         restart=Restart(0.8, Document("container", {"State": ended}), well_again=True),
@@ -156,7 +158,7 @@ def good() -> Facts:
 
 
 def put(document: str, *path: str, to: object) -> Change:
-    """Return a change of one place in a document: ``container``, ``image`` or ``inside``."""
+    """Return a change of one place in a document, such as ``container``."""
 
     def change(facts: Facts) -> Facts:
         return _replaced(facts, document, path, lambda parent, name: parent.update({name: to}))

@@ -21,7 +21,7 @@ from probe_fake_docker import (
     order,
     stopped,
 )
-from probe_recorded import IMAGE
+from probe_recorded import ANSWER, IMAGE, NETWORK, VOLUME
 from probe_sample import good_container
 
 TOP = Path(__file__).parents[1]
@@ -105,6 +105,34 @@ def test_container_made_to_read_files_is_removed_with_its_volumes(
     assert ["export", name] in docker.asked()
     assert made[made.index("--network") + 1] == "none"
     assert IMAGE["Id"] in made
+
+
+def test_volume_is_found_by_its_name_and_network_by_its_number(
+    docker: FakeDocker, project: Path
+) -> None:
+    run(project, docker, *QUICK)
+    assert [line for line in docker.asked() if line[0] in ("volume", "network")] == [
+        ["volume", "inspect", VOLUME["Name"]],
+        ["network", "inspect", NETWORK["Id"]],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("said", "point"),
+    [
+        (answer("volume", "inspect", status=1, complaint="no such volume"), 25),
+        (answer("volume", "inspect", out="<html>"), 25),
+        (answer("network", "inspect", status=1, complaint="no such network"), 23),
+        (answer("network", "inspect", out="[]"), 23),
+    ],
+)
+def test_volume_or_network_that_the_engine_does_not_show_fails_its_point(
+    docker: FakeDocker, project: Path, said: dict[str, Any], point: int
+) -> None:
+    docker.says(said)
+    done = run(project, docker, *QUICK)
+    assert (done.returncode, f"{point} fails" in done.stdout) == (1, True), done.stdout
+    assert "33 hold, 1 fail." in done.stdout
 
 
 def test_fault_ends_with_status_1_and_is_told(docker: FakeDocker, project: Path) -> None:
@@ -259,28 +287,88 @@ def test_report_that_cannot_be_written_ends_with_status_2_after_the_verdicts(
     assert "--report" in done.stderr
 
 
-def test_interrupt_ends_without_a_report_and_the_container_is_started_again(
-    docker: FakeDocker, project: Path
-) -> None:
-    docker.says(answer("stop", sleep=60))
+ENDING = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+
+
+def interrupted(
+    project: Path,
+    docker: FakeDocker,
+    number: int,
+    during: str,
+    *arguments: str,
+    ignored: bool = False,
+) -> tuple[int, str]:
+    """Send the command a signal while it waits for an answer; return its status and what it said.
+
+    Where it is ignored, that is so before the command begins, as nohup has it.
+    """
     process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "security_probe", "--no-rebuild"],
+        [sys.executable, "-P", "-m", "security_probe", *arguments],
         cwd=project,
         env=os.environ | {"PYTHONPATH": str(TOP), "PATH": str(docker.folder)},
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
+        preexec_fn=(lambda: signal.signal(number, signal.SIG_IGN)) if ignored else None,
     )
     with process:
         ends = time.monotonic() + 60
-        while not docker.asked_for("stop") and time.monotonic() < ends:
+        while not docker.asked_for(*during.split()) and time.monotonic() < ends:
             time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, said = process.communicate(timeout=60)
-    assert process.returncode == 2
-    assert "Interrupted" in said
-    assert docker.asked_for("start") == 1
+    return process.returncode, said
+
+
+@pytest.mark.parametrize("number", ENDING)
+def test_signal_ends_without_a_report_and_the_container_is_started_again(
+    docker: FakeDocker, project: Path, number: int
+) -> None:
+    docker.says(answer("stop", sleep=2))
+    status, said = interrupted(project, docker, number, "stop", "--no-rebuild")
+    assert (status, "Interrupted" in said, "Traceback" in said) == (2, True, False)
+    assert docker.finished("stop") == 1, "the engine would stop it after the start"
+    assert docker.finished("start") == 1
     assert not (project / "reports").exists()
+
+
+@pytest.mark.parametrize("number", ENDING)
+def test_signal_during_a_build_ends_it_and_the_name_is_given_back(
+    docker: FakeDocker, project: Path, number: int
+) -> None:
+    name, other = good_container()["Config"]["Image"], "sha256:" + "f" * 64
+    built = IMAGE | {"Id": other, "RepoTags": []}
+    docker.says(
+        answer("compose", "build", sleep=600),
+        answer("image", "inspect", name, out=[IMAGE], once=True),
+        answer("image", "inspect", name, out=[built]),
+        answer("image", "inspect", other, out=[built]),
+    )
+    status, said = interrupted(project, docker, number, "compose build")
+    assert (status, "Interrupted" in said, "Traceback" in said) == (2, True, False)
+    assert docker.finished("compose", "build") == docker.asked_for("stop") == 0
+    assert docker.finished("tag", IMAGE["Id"], name) == 1
+    assert docker.finished("image", "rm", other) == 1
+    assert not (project / "reports").exists()
+
+
+@pytest.mark.parametrize("during", ["tag", "rm", "start"])
+def test_signal_while_something_is_put_back_is_put_off(
+    docker: FakeDocker, project: Path, during: str
+) -> None:
+    docker.says(answer(during, sleep=1))
+    status, said = interrupted(project, docker, signal.SIGTERM, during)
+    assert (status, "Interrupted" in said, "Traceback" in said) == (2, True, False)
+    assert docker.finished(during) == 1
+    assert docker.asked_for("stop") == (1 if during == "start" else 0), "nothing more is begun"
+
+
+def test_signal_that_is_ignored_from_the_beginning_stays_ignored(
+    docker: FakeDocker, project: Path
+) -> None:
+    docker.says(answer("exec", out=ANSWER, sleep=1))
+    status, _ = interrupted(project, docker, signal.SIGHUP, "exec", *QUICK, ignored=True)
+    assert (status, docker.finished("exec")) == (0, 1)
 
 
 def test_report_names_the_commit_and_whether_it_is_what_lies_there(

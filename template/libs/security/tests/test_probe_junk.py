@@ -72,7 +72,7 @@ def _with(facts: Facts, document: str, place: tuple[Any, ...], junk: object) -> 
 
 PLACES = [
     (document, place)
-    for document in ("container", "image", "inside")
+    for document in ("container", "image", "inside", "networks", "volumes")
     for place in _places(getattr(good(), document).value)
 ]
 
@@ -87,16 +87,18 @@ def test_junk_in_one_place_never_stops_the_judges(
     assert all(each.verdict in (Verdict.HOLDS, Verdict.FAILS) for _, each in found)
 
 
-@given(JSON, JSON, JSON, TREES.filter(lambda tree: not tree.has_python), st.lists(TEXTS))
+@given(JSON, JSON, JSON, JSON, TREES.filter(lambda tree: not tree.has_python), st.lists(TEXTS))
 @settings(max_examples=200)
 def test_nothing_holds_on_junk(
-    container: object, image: object, inside: object, tree: Tree, steps: list[str]
+    container: object, image: object, inside: object, others: object, tree: Tree, steps: list[str]
 ) -> None:
     facts = Facts(
         image=Document("image", image),
         steps=steps,
         tree=tree,
         container=Document("container", container),
+        volumes=Document("volumes", others),
+        networks=Document("networks", others),
         inside=Document("inside", inside),
         rebuild=Rebuild(Document("image", image), Document("image", image), ((), ())),
         restart=Restart(1.0, Document("container", container), well_again=True),

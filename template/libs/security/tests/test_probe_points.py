@@ -118,6 +118,37 @@ def _mount(**changes: object) -> Change:
     return put("container", "Mounts", to=[*CONTAINER["Mounts"], mount])
 
 
+VOLUME = ("volumes", "probe-dev_data")
+NETWORK = ("networks", "probe-dev_default")
+BRIDGE = "com.docker.network.bridge"
+
+
+def _data_without_a_name(facts: Facts) -> Facts:
+    mounts = [
+        {name: value for name, value in mount.items() if name != "Name"}
+        for mount in CONTAINER["Mounts"]
+    ]
+    return put("container", "Mounts", to=mounts)(facts)
+
+
+def _in_another_network(driver: str) -> Change:
+    """Have the container in a second network."""
+    network = {"NetworkID": "1", "DriverOpts": None}
+    return all_of(
+        put("container", "NetworkSettings", "Networks", "lan", to=network),
+        put("networks", "lan", to={"Driver": driver, "Options": {}}),
+    )
+
+
+def _health_check(*words: str, of: str = "") -> Change:
+    """Have another health check in the image and the container, or in one of the two."""
+    documents = [of] if of else ["image", "container"]
+    test = ["CMD", "/app/.venv/bin/python", *words]
+    return all_of(
+        *(put(each, "Config", "Healthcheck", "Test", to=test) for each in documents),
+    )
+
+
 def _published(address: str) -> list[Any]:
     return [{"HostIp": address, "HostPort": "8000"}]
 
@@ -168,6 +199,20 @@ ROWS: list[tuple[str, set[int], Change, str]] = [
         put("container", "Config", "Healthcheck", "Test", to=["NONE"]),
         "exec",
     ),
+    *(
+        (f"health check that checks nothing: {words}", {2}, _health_check(*words), "module by -m")
+        for words in (
+            *(("-I", "-c", "pass"), ("-Ic", "pass"), ("-c", "pass", "-m", "probe_dev.healthcheck")),
+            *(("-V", "-m", "probe_dev.healthcheck"), ("-i", "-m", "probe_dev.healthcheck")),
+            *(("/app/check.py",), ("-m",), ("-I",), ()),
+        )
+    ),
+    (
+        "health check that is not the image's",
+        {2},
+        _health_check("-m", "this", of="container"),
+        "not the image's",
+    ),
     ("empty health check", {2}, put("image", "Config", "Healthcheck", "Test", to=["CMD"]), "exec"),
     # 3
     ("a secret by its name", {3}, variable("container", "API_TOKEN=x"), "API_TOKEN"),
@@ -182,6 +227,24 @@ ROWS: list[tuple[str, set[int], Change, str]] = [
     ("a user in a URL", {3}, variable("image", "X=https://longusername@host/"), "URL"),
     ("something random", {3}, variable("image", "X=q8Zr2LwP0vXk7TnB4mYc9HsD"), "random"),
     ("a secret argument", {3}, put("image", "Config", "Cmd", to=["--password=hunter2"]), "Cmd"),
+    (
+        "a secret in the health check",
+        {3},
+        _health_check("-m", "probe_dev.healthcheck", "--password=hunter2"),
+        "Healthcheck.Test of the container",
+    ),
+    (
+        "a secret in the health check of the image",
+        {2, 3},
+        _health_check("-m", "probe_dev.healthcheck", KEY, of="image"),
+        "Healthcheck.Test of the image holds a wrapping key",
+    ),
+    (
+        "a secret in the health check of the container",
+        {2, 3},
+        _health_check("-m", "probe_dev.healthcheck", KEY, of="container"),
+        "Healthcheck.Test of the container holds a wrapping key",
+    ),
     ("a secret in a label", {3}, put("image", "Config", "Labels", to={"x": f"{KEY}"}), "label x"),
     ("a secret in the history", {3}, _step("RUN pip --index https://u:" + "pw@host"), "Step 11"),
     ("a variable in the history", {3}, _step("RUN |1 API_KEY=abc /bin/sh"), "Step 11"),
@@ -541,6 +604,33 @@ ROWS: list[tuple[str, set[int], Change, str]] = [
         "::",
     ),
     ("ports not told", {23}, drop(*HOST, "PortBindings"), "PortBindings"),
+    *(
+        (f"network of {driver}", {23}, put(*NETWORK, "Driver", to=driver), f"driver {driver}")
+        for driver in ("macvlan", "ipvlan", "overlay", "host", "l2bridge", "Bridge", "of nobody")
+    ),
+    ("network of an unnamed driver", {23}, put(*NETWORK, "Driver", to=""), "driver of nobody"),
+    ("one network more", {23}, _in_another_network("macvlan"), "Network lan is of the driver mac"),
+    *(
+        (
+            f"bridge with {family} {mode}",
+            {23},
+            put(*NETWORK, "Options", to={f"{BRIDGE}.gateway_mode_{family}": mode}),
+            f"a gateway that is {mode}",
+        )
+        for family in ("ipv4", "ipv6")
+        for mode in ("routed", "nat-unprotected", "new")
+    ),
+    (
+        "a bridge of the machine's",
+        {23},
+        put(*NETWORK, "Options", to={f"{BRIDGE}.name": "br0"}),
+        "the bridge br0",
+    ),
+    ("no network named", {23}, put("container", "NetworkSettings", "Networks", to=None), "engine"),
+    ("networks not told", {23}, drop("container", "NetworkSettings", "Networks"), "not shown"),
+    ("network not known", {23}, drop(*NETWORK), "probe-dev_default is not shown"),
+    ("driver of the network not told", {23}, drop(*NETWORK, "Driver"), "Driver is not shown"),
+    ("options of the network not told", {23}, drop(*NETWORK, "Options"), "Options is not shown"),
     ("address not told", {23}, put(*HOST, "PortBindings", to={"1/tcp": [{}]}), "HostIp"),
     # 24
     ("no tmpfs", {24}, put(*HOST, "Tmpfs", to={}), "no file system in memory"),
@@ -614,6 +704,19 @@ ROWS: list[tuple[str, set[int], Change, str]] = [
     ("a socket", {25}, put("inside", "files", "sockets", to=["/run/x"]), "/run/x"),
     ("writable bind", {25}, _mount(RW=True), "/mnt"),
     ("writable bind of data", {25}, _mount(RW=True, Destination="/data"), "/data"),
+    *(
+        (f"data elsewhere: {options}", {25}, put(*VOLUME, "Options", to=options), "device, o, type")
+        for options in (
+            {"type": "none", "o": "bind", "device": "/srv/data"},
+            {"type": "nfs", "o": "addr=10.0.0.1,rw", "device": ":/data"},
+            {"type": "tmpfs", "o": "size=1m", "device": "tmpfs"},
+        )
+    ),
+    ("data of another driver", {25}, put(*VOLUME, "Driver", to="vieux/sshfs"), "vieux/sshfs"),
+    ("volume not known", {25}, drop(*VOLUME), "probe-dev_data is not shown"),
+    ("driver of the volume not told", {25}, drop(*VOLUME, "Driver"), "Driver is not shown"),
+    ("options of the volume not told", {25}, drop(*VOLUME, "Options"), "Options is not shown"),
+    ("name of the volume not told", {25}, _data_without_a_name, "Name is not shown"),
     ("another volume", {25}, _mount(RW=True, Type="volume"), "A volume"),
     ("rights not told", {25}, _mount(RW=None), "true or false"),
     # 26
@@ -802,6 +905,14 @@ def test_every_point_has_a_fault_of_its_own() -> None:
             "attestations alone",
         ),
         (put(*HOST, "NetworkMode", to="none"), "no network"),
+        (put(*NETWORK, "Driver", to="null"), "a network that leads nowhere"),
+        (put(*NETWORK, "Options", to=None), "a bridge without options"),
+        (put(*NETWORK, "Options", to={f"{BRIDGE}.gateway_mode_ipv4": "nat"}), "as by default"),
+        (put(*NETWORK, "Options", to={f"{BRIDGE}.gateway_mode_ipv6": "isolated"}), "isolated"),
+        (put(*NETWORK, "Options", to={f"{BRIDGE}.name": "docker0"}), "the engine's own bridge"),
+        (_in_another_network("bridge"), "two bridges"),
+        (put(*VOLUME, "Options", to={}), "a volume without options"),
+        (_health_check("-IB", "-u", "-m", "probe_dev.healthcheck"), "flags of another kind"),
         (
             _mount(Type="tmpfs", Destination="/x", RW=True),
             "a tmpfs among the mounts is judged by point 24",
