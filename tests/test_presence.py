@@ -192,6 +192,7 @@ HARDENED_ONLY = """
     libs/security/supply_chain/__main__.py
     libs/security/supply_chain/contents.py
     libs/security/supply_chain/image_archive.py
+    libs/security/supply_chain/installed_files.py
     libs/security/supply_chain/lock_file.py
     libs/security/supply_chain/release.py
     libs/security/supply_chain/sbom.py

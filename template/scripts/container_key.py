@@ -3,6 +3,8 @@
 The key is a file that compose mounts, with the owner and the mode that it has here, and user 65532
 of the container has to read it. So everybody may read the file, and nobody but the owner of its
 folder gets at it.
+
+With `--lost` a new key is made although there are records of a lost one: for `keys recover`.
 """
 
 import json
@@ -16,29 +18,33 @@ KEY = Path("secrets/container.key")
 KEY_BYTES = 32
 
 # The image's own interpreter looks, because the folder of a volume belongs to root on this machine.
-_LOOK = "import os, sys; sys.exit(bool(os.listdir('/data')))"
+_LOOK = "import os, sys; sys.exit(any(name.startswith('envelope') for name in os.listdir('/data')))"
 
 
 class KeyMissingError(Exception):
-    """There is data, and not the key for it."""
+    """There are records, and not the key for them."""
 
 
-def make_key() -> None:
+def make_key(*, lost: bool) -> None:
     """Make the key, whole or not at all; one that is there stays as it is.
 
+    Args:
+        lost: Make it although there are records of another key.
+
     Raises:
-        KeyMissingError: There is data in the volume, which another key has to open.
+        KeyMissingError: There is an envelope in the volume, which another key has to open.
         OSError: It cannot be written.
         subprocess.CalledProcessError: docker compose does not know this project.
     """
     if os.path.lexists(KEY):
         return
     image, volume = _names()
-    if _holds_data(image, volume):
+    if not lost and _holds_envelope(image, volume):
         raise KeyMissingError(
-            f"{KEY} is missing, and the volume {volume} holds data. Put your copy of the key back, "
-            f"with `install -m 0444 COPY {KEY}`. Without one, docs/security/KEYS.md says what the "
-            "recovery phrase can do. Nothing was changed."
+            f"{KEY} is missing, and the volume {volume} has records of it. Put your copy of the "
+            f"key back, with `install -m 0444 COPY {KEY}`. If there is none, "
+            "docs/security/DEPLOYMENT.md says how the recovery phrase opens them. "
+            "Nothing was changed."
         )
     KEY.parent.mkdir(exist_ok=True)
     KEY.parent.chmod(0o700)
@@ -60,7 +66,7 @@ def _names() -> tuple[str, str]:
     return project["services"]["service"]["image"], project["volumes"]["data"]["name"]
 
 
-def _holds_data(image: str, volume: str) -> bool:
+def _holds_envelope(image: str, volume: str) -> bool:
     if _docker("volume", "inspect", volume).returncode != 0:
         return False
     looked = _docker(
@@ -68,7 +74,7 @@ def _holds_data(image: str, volume: str) -> bool:
         *("--security-opt", "no-new-privileges", "--volume", f"{volume}:/data:ro"),
         *("--entrypoint", "/app/.venv/bin/python", image, "-I", "-B", "-c", _LOOK),
     )
-    return looked.returncode != 0  # what cannot be looked into counts as data
+    return looked.returncode != 0  # what cannot be looked into may have one
 
 
 def _docker(*words: str) -> subprocess.CompletedProcess[str]:
@@ -78,7 +84,7 @@ def _docker(*words: str) -> subprocess.CompletedProcess[str]:
 def main() -> int:
     """Make the key and return the exit status."""
     try:
-        make_key()
+        make_key(lost=sys.argv[1:] == ["--lost"])
     except KeyMissingError as error:
         print(error, file=sys.stderr)
     except FileNotFoundError as error:

@@ -1,4 +1,4 @@
-"""The key of the container is made once, whole, and never beside data of another one."""
+"""The key of the container is made once, whole, and never beside records of another one."""
 
 import runpy
 import secrets
@@ -59,7 +59,9 @@ def mode(path: Path) -> int:
 
 
 @pytest.mark.parametrize("volume", [0, 1])
-def test_key_is_made_where_there_is_no_data(docker: Callable[..., None], volume: int) -> None:
+def test_key_is_made_where_there_are_no_records_of_another(
+    docker: Callable[..., None], volume: int
+) -> None:
     docker(volume=volume)
     assert script()["main"]() == 0
     assert len(KEY.read_bytes()) == 32
@@ -85,13 +87,19 @@ def test_key_that_is_there_stays_whatever_it_is(content: bytes) -> None:
     assert KEY.read_bytes() == content
 
 
-def test_no_key_is_made_beside_data(
-    docker: Callable[..., None], capsys: pytest.CaptureFixture[str]
+def test_no_key_is_made_beside_records_of_another_unless_that_is_lost(
+    docker: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     docker(volume=0, data=1)
     assert script()["main"]() == 2
-    assert "the volume v holds data. Put your copy of the key back" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "the volume v has records of it. Put your copy of the key back" in said
     assert not KEY.parent.exists()
+    monkeypatch.setattr(sys, "argv", ["container_key.py", "--lost"])
+    assert script()["main"]() == 0
+    assert len(KEY.read_bytes()) == 32
 
 
 def test_key_that_cannot_be_written_leaves_nothing(

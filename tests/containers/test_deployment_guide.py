@@ -21,7 +21,14 @@ from containers import test_systemd
 from containers.engine import PYTHON, Deploy, Deployment, Variants, building, eventually
 from containers.systemd import GUIDE, blocks
 
-CONTAINER = ("Container", "Looking inside", "When it does not start", "Backup, update, rollback, new keys")
+CONTAINER = (
+    "Container",
+    "Looking inside",
+    "When it does not start",
+    "The key is lost, or has leaked",
+    "Records of a plain service",
+    "Backup, update, rollback, new keys",
+)
 RECORDS = {"greeting": "hello"}
 
 # Installed in the projects of this test is only what their recipes ask for; `just` comes from here.
@@ -239,12 +246,12 @@ def test_log_says_what_the_guide_says(
     assert message in done.stdout + done.stderr
 
 
-def test_key_that_is_missing_beside_data_is_not_made_anew(deploy: Deploy) -> None:
+def test_key_that_is_missing_beside_records_is_not_made_anew(deploy: Deploy) -> None:
     deployment = deploy()
     deployment.start().put(RECORDS)
     copy = deployment.folder / "copy"
     deployment.key.rename(copy)
-    (message,) = messages(guide_of(deployment), "there is data, and not its key")
+    (message,) = messages(guide_of(deployment), "there are records, and not their key")
     with building():
         done = deployment.run("just", "up", "--no-recovery")
     assert done.returncode != 0
@@ -253,6 +260,37 @@ def test_key_that_is_missing_beside_data_is_not_made_anew(deploy: Deploy) -> Non
     deployment.run("install", "-m", "0444", str(copy), str(deployment.key))
     with building():
         assert deployment.run("just", "up", "--no-recovery").returncode == 0
+    assert deployment.client.all() == RECORDS
+
+
+def test_lost_key_and_then_a_leaked_one_are_replaced(deploy: Deploy) -> None:
+    deployment = deploy(initialised=False)
+    lost, leaked = blocks(guide_of(deployment), "The key is lost, or has leaked")
+    deployment.make_key()
+    deployment.compose("run", "--rm", "init", "init", "--phrase-file", "/data/phrase")
+    deployment.start().put(RECORDS)
+    first = deployment.key.read_bytes()
+    deployment.key.unlink()
+    # What a person types is in a file here.
+    command(deployment, lost.replace("keys recover ", "keys recover --phrase-file /data/phrase "))
+    second = deployment.key.read_bytes()
+    assert second != first
+    assert deployment.client.all() == RECORDS
+    command(deployment, leaked.replace("--master ", "--master --no-recovery "))
+    assert deployment.client.all() == RECORDS
+    assert deployment.key.read_bytes() not in (first, second)
+    assert (deployment.folder / "secrets" / "leaked.key").read_bytes() == second
+    assert "secret" in deployment.command("keys", "status").stdout
+
+
+def test_records_of_a_plain_service_are_moved_in(deploy: Deploy) -> None:
+    plain = deploy("plain")
+    plain.start().put(RECORDS)
+    plain.compose("rm", "--stop", "--force", "service")
+    volume = f"volumes: {{data: {{name: {plain.volume}, external: true}}}}"
+    deployment = deploy(override=volume, initialised=False)
+    (moving,) = blocks(guide_of(deployment), "Records of a plain service")
+    command(deployment, moving.replace("run --rm init\n", "run --rm init init --no-recovery\n"))
     assert deployment.client.all() == RECORDS
 
 

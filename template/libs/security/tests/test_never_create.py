@@ -404,6 +404,29 @@ def test_a_folder_that_a_service_holds_is_not_waited_for_for_ever(
 
 
 @posix
+def test_a_folder_that_a_service_holds_is_told_before_a_phrase_is_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import fcntl
+
+    def shown() -> SecretBytes:
+        pytest.fail("A phrase was made for nothing.")
+
+    monkeypatch.setattr(_files, "_PATIENCE", 0.0)
+    Path("data").mkdir(mode=0o700)
+    holder = os.open("data", os.O_RDONLY)
+    fcntl.flock(holder, fcntl.LOCK_SH)
+    with pytest.raises(StoreUnavailableError, match="folder data is in use"):
+        initialise(
+            Path("data/envelope.json"),
+            "file:secrets/service.key",
+            recovery=shown,
+            holds_encrypted_data=lambda: False,
+        )
+    os.close(holder)
+
+
+@posix
 def test_who_holds_a_folder_for_a_moment_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     import fcntl
 
