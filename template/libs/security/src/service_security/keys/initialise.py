@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from .._files import create_whole, exists, held, make_private_folder
+from .._files import create_whole, held, make_private_folder
 from ..errors import ConfigurationError, KeyUnavailableError, SecurityError
 from ..secret_bytes import SecretBytes
 from .derivation import KEY_BYTES
@@ -76,7 +76,7 @@ def initialise(
         refuse_own_place(provider, envelope)
     _refuse_data(envelope, holds_encrypted_data)
     chosen, passed_over = _first_available(source)
-    if exists(envelope.parent):
+    if envelope.parent.is_dir():
         with held(envelope.parent, wait=True):
             pass  # a service that is in the way is told before a person writes down a phrase
     recovery_key = recovery()
