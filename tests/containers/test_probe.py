@@ -126,6 +126,8 @@ def scratch(*mounts: str) -> str:
     return f"tmpfs: !override [{', '.join(repr(mount) for mount in mounts)}]"
 
 
+GATEWAY = "com.docker.network.bridge.gateway_mode_ipv4"
+
 # An option of the service, and the points that it breaks.
 OPTIONS: dict[str, Set[int]] = {
     "privileged: true": {20, 25, 28, 30, 31, 35},
@@ -149,7 +151,9 @@ OPTIONS: dict[str, Set[int]] = {
     "devices: ['/dev/zero:/dev/extra']": {25},
     "volumes: ['./open:/open']": {25, 31},
     "volumes: ['./engine.sock:/run/docker.sock:ro']": {25},
+    "volumes: ['other:/data']\nvolumes: {other: {driver_opts: {type: none, o: bind, device: ./data}}}": {25},
     "ports: !override ['8000']": {23},
+    f"networks: [open]\nnetworks: {{open: {{driver_opts: {{{GATEWAY}: routed}}}}}}": {23},
     "pid: host": {22, 27, 28, 29, 30},
     "ipc: host": {22},
     "cgroup: host": {22},
@@ -160,6 +164,8 @@ OPTIONS: dict[str, Set[int]] = {
     "cpus: !reset null": {21},
     "environment: {API_TOKEN: 6b86b273ff34fce19d6b804eff5a3f57}": {3},
     "healthcheck: {disable: true}": {2, 26},
+    f"healthcheck: {{test: [CMD, {PYTHON}, -I, -c, pass]}}": {2},
+    f"healthcheck: {{test: [CMD, {PYTHON}, -I, -m, this, --token=6b86b273]}}": {2, 3},
 }
 
 # A step that is added to the image, and the points that it breaks.
@@ -169,6 +175,7 @@ STEPS: dict[str, Set[int]] = {
     "ENV HTTPS_PROXY=http://proxy.example:3128": {3},
     "EXPOSE 80": {4},
     "VOLUME /srv": {4, 25},
+    f'HEALTHCHECK CMD ["{PYTHON}", "-I", "-c", "pass"]': {2},
     "os.chmod('/usr/local/bin/python3.13', 0o4555)": {5},
     "os.setxattr('/etc/group', 'security.capability', bytes.fromhex('0100000200200000' + '00' * 12))": {6},
     "os.makedirs('/opt', exist_ok=True); os.chmod('/opt', 0o777)": {7},
@@ -216,8 +223,11 @@ def test_unchanged_container_is_the_control_of_the_changed_ones(
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_option_breaks_exactly_its_points(changeable: Deployment, library: Path, option: str) -> None:
-    source = "./engine.sock"
-    lines = option.replace(source, socket_of(changeable)) if source in option else option
+    lines = option
+    if (socket := "./engine.sock") in option:
+        lines = option.replace(socket, socket_of(changeable))
+    if (folder := "./data") in option:
+        lines = option.replace(folder, folder_of_the_data(changeable))
     found = broken_points(changeable, library, f"services:\n  service:\n    {lines}\n")
     assert set(found) == OPTIONS[option], found
 
@@ -247,6 +257,11 @@ def socket_of(deployment: Deployment) -> str:
     if kind != "unix":
         pytest.skip("the engine has no socket on this machine")
     return path
+
+
+def folder_of_the_data(deployment: Deployment) -> str:
+    """Return the folder of the engine's machine that has the records."""
+    return str(deployment.engine.volumes.get(deployment.volume).attrs["Mountpoint"])
 
 
 def test_container_that_is_killed_breaks_the_last_point(changeable: Deployment, library: Path) -> None:
