@@ -136,6 +136,7 @@ def test_volume_that_belongs_to_root_is_told(deploy: Deploy) -> None:
     deployment.start().put({"greeting": "hello"})
     deployment.compose("rm", "--stop", "--force", "service")
     deployment.in_volume("""
+import os
 for folder, _, files in os.walk("/data"):
     for name in ("", *files):
         os.chown(os.path.join(folder, name), 0, 0)

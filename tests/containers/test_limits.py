@@ -1,15 +1,13 @@
 """Each limit of a container is reached here, not only set, and the service is there afterwards."""
 
 import json
-import socket
-from contextlib import ExitStack
 from typing import Any
 from urllib.error import HTTPError
 
 import pytest
 from service import Client
 
-from containers.engine import PYTHON, Deploy, Deployment, begin_request, eventually, takes_requests
+from containers.engine import PYTHON, Deploy, Deployment, eventually
 
 RECORDS = {"before": "kept"}
 
@@ -121,25 +119,6 @@ def test_files_are_refused_beyond_the_limit(limited: Deployment, deploy: Deploy)
     other = deploy(override="services: {service: {ulimits: {nofile: {soft: 10000, hard: 10000}}}}")
     other.start()
     assert other.inside(OPEN_FILES) == "none\n9000\n", "control"
-
-
-def test_connections_beyond_the_limit_are_closed_and_the_others_served(deploy: Deploy) -> None:
-    deployment = deploy(override="services: {service: {ulimits: {nofile: {soft: 64, hard: 64}}}}")
-    client = deployment.start()
-    client.put(RECORDS)
-    address = client.url.removeprefix("http://")
-    host, port = address.split(":")
-    assert takes_requests(address), "control"
-    body = b'{"value": "kept as well"}'
-    with ExitStack() as crowd:
-        early = crowd.enter_context(begin_request(address, "early", body))
-        for _ in range(100):
-            crowd.enter_context(socket.create_connection((host, int(port)), timeout=30))
-        eventually("its files are used up", lambda: not takes_requests(address))
-        early.sendall(body)
-        assert early.recv(1000).startswith(b"HTTP/1.1 201")
-    eventually("the crowd has gone", lambda: takes_requests(address))
-    assert client.all() == RECORDS | {"early": "kept as well"}
 
 
 # ------------------------------------------------------------------ a full volume
