@@ -137,8 +137,8 @@ OPTIONS: dict[str, Set[int]] = {
     "security_opt: !override ['no-new-privileges:true', 'seccomp:unconfined']": {19, 30},
     "security_opt: !override ['seccomp:./docker/seccomp.json']": {18, 29},
     "read_only: false": {16, 31, 35},
-    # Root without any capability reads neither the volume nor what else is not its own. The profile refuses it
-    # the calls that change a user; without that one, and without a user of its own, to become root is no effort.
+    # Root without any capability reads neither the volume nor what else is not its own. The profile refuses
+    # root, too, the calls that change the user.
     "user: '0:0'\n    cap_add: [DAC_OVERRIDE]": {17, 27, 28, 31},
     "user: '0:0'\n    cap_add: [DAC_OVERRIDE]\n    read_only: false": {16, 17, 27, 28, 31, 32, 35},
     "user: '0:0'\n    cap_add: [DAC_OVERRIDE]\n    security_opt: !override ['no-new-privileges:true']": {
@@ -196,6 +196,7 @@ def changeable(tmp_path_factory: pytest.TempPathFactory, variants: Variants) -> 
     """Give a service whose container is made anew, with something changed, by each test."""
     with variants.deployment("default", tmp_path_factory.mktemp("changeable")) as deployment:
         deployment.initialise()
+        deployment.start()  # now the database belongs to its user, and not to root of a test
         (deployment.folder / "open").mkdir()
         (deployment.folder / "open").chmod(0o777)  # umask
         yield deployment
