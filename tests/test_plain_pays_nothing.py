@@ -84,6 +84,7 @@ def test_files(rendered: Callable[[Answers], Path]) -> None:
         "docs",
         "libs",
         "renovate.json",
+        "scripts",
         "src",
         "tests",
     }
