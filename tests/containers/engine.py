@@ -281,6 +281,19 @@ class Deployment:
         assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{self.said()}"
         return done.stdout
 
+    def take_own_image(self) -> None:
+        """Have it run from an image of its own name, before anything builds.
+
+        Compose writes the name of its project into what it builds, so that a build under the shared name
+        would give all other tests another image.
+        """
+        shared = f"image: {Variants.image(self.variant)}\n"
+        for path in self.folder.glob("docker-compose*.yml"):
+            text = path.read_text("utf-8")
+            if shared in text:
+                self.engine.images.get(Variants.image(self.variant)).tag(self.name)
+                path.write_text(text.replace(shared, f"image: {self.name}\n"), "utf-8")
+
     def make_key(self, key: bytes | None = None) -> None:
         """Put a key where the container finds it, as scripts/container_key.py leaves it."""
         self.key.parent.mkdir(mode=0o700, exist_ok=True)

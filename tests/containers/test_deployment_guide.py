@@ -75,7 +75,10 @@ def command(deployment: Deployment, block: str) -> str:
     (shims / "uv").write_text(UV.format(uv=shlex.quote(uv)), "utf-8")
     (shims / "uv").chmod(0o755)
     words = ["bash", "-euo", "pipefail", "-c", f'PATH="{shims}:$PATH"\n{script}']
-    with building() if "just up" in block else contextlib.nullcontext():
+    builds = "just up" in block or "compose build" in block
+    if builds:
+        deployment.take_own_image()
+    with building() if builds else contextlib.nullcontext():
         done = deployment.run(*words, timeout=600)
     assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}\n{deployment.said()}"
     return done.stdout
@@ -252,6 +255,7 @@ def test_key_that_is_missing_beside_records_is_not_made_anew(deploy: Deploy) -> 
     copy = deployment.folder / "copy"
     deployment.key.rename(copy)
     (message,) = messages(guide_of(deployment), "there are records, and not their key")
+    deployment.take_own_image()
     with building():
         done = deployment.run("just", "up", "--no-recovery")
     assert done.returncode != 0

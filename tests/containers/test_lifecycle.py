@@ -22,6 +22,7 @@ OFTEN = "services: {service: {healthcheck: {interval: 1s, start_interval: 1s}}}"
 
 def test_first_start_is_one_command(deploy: Deploy) -> None:
     deployment = deploy(initialised=False)
+    deployment.take_own_image()
     keys = set()
     for _ in range(2):  # the second run finds everything there, and changes nothing
         with building():
@@ -146,6 +147,7 @@ def test_request_that_never_ends_does_not_stop_the_end(deploy: Deploy) -> None:
 
 def test_plain_container_stays_ordinary(deploy: Deploy) -> None:
     deployment = deploy("plain")
+    deployment.take_own_image()
     with building():
         assert deployment.run("just", "up").returncode == 0
     container = deployment.container
