@@ -88,8 +88,10 @@ def twin_of(dockerfile: str) -> str:
 
 def in_megabytes(text: str) -> float:
     """Read a size as the engine writes it."""
-    number, unit = re.fullmatch(r"([\d.]+)([A-Za-z]+)", text.strip()).groups()  # type: ignore[union-attr]
-    return float(number) * _UNITS[unit] / 1e6
+    found = re.fullmatch(r"([\d.]+)([A-Za-z]+)", text.strip())
+    if found is None or found[2] not in _UNITS:
+        raise SystemExit(f"The engine wrote a size that is not understood: {text!r}")
+    return float(found[1]) * _UNITS[found[2]] / 1e6
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from subprocess import CompletedProcess
 from typing import Any
 
 import docker
-from scaffold import Shared, run
+from scaffold import Shared, commit_all, git, run
 
 from containers.engine import BUILD_PATIENCE, Variants, building, run_name
 
@@ -82,6 +82,15 @@ def changed(project: Path, folder: Path) -> Iterator[Path]:
         yield place
     finally:
         shutil.rmtree(place)
+
+
+@contextmanager
+def checked_out(project: Path, folder: Path) -> Iterator[Path]:
+    """Give such a copy committed to git, as its owner or a runner has it."""
+    with changed(project, folder) as place:
+        git(place, "init", "--quiet")
+        commit_all(place)
+        yield place
 
 
 @dataclass(frozen=True)

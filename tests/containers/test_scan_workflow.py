@@ -15,10 +15,10 @@ from typing import Any
 import docker
 import pytest
 import yaml
-from scaffold import commit_all, git, run
+from scaffold import run
 
 from containers.engine import BUILD_PATIENCE, Variants, building
-from containers.supply import changed
+from containers.supply import changed, checked_out
 
 WORKFLOW = Path(".github", "workflows", "security-scan.yml")
 
@@ -38,9 +38,7 @@ def environment(project: Path, job: str) -> dict[str, str]:
 @pytest.fixture
 def project(variants: Variants, tmp_path: Path) -> Iterator[Path]:
     """Return a fresh project as a runner checks it out, with the name of the variant's image."""
-    with changed(variants.built("default"), tmp_path) as place:
-        git(place, "init", "--quiet")
-        commit_all(place)
+    with checked_out(variants.built("default"), tmp_path) as place:
         yield place
 
 

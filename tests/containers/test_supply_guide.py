@@ -7,10 +7,10 @@ from pathlib import Path
 
 import docker
 import pytest
-from scaffold import commit_all, git, require, run
+from scaffold import git, require, run
 
 from containers.engine import BUILD_PATIENCE, Variants, building
-from containers.supply import changed, identity, read
+from containers.supply import checked_out, identity, read
 
 GUIDE = Path("docs", "security", "SUPPLY-CHAIN.md")
 SECTIONS = ("What is in it", "The same image again", "Sign a release", "Verify it elsewhere")
@@ -21,9 +21,7 @@ ELSEWHERE = ("Scans", "A registry and an index of your own")
 @pytest.fixture
 def project(variants: Variants, tmp_path: Path) -> Iterator[Path]:
     """Return a project as its owner has it: committed, with its image built."""
-    with changed(variants.built("default"), tmp_path) as place:
-        git(place, "init", "--quiet")
-        commit_all(place)
+    with checked_out(variants.built("default"), tmp_path) as place:
         yield place
 
 

@@ -28,7 +28,6 @@ MACHINES_OWN: Final = {
     "uts": 0xEFFFFFFE,
 }
 """Numbers of the namespaces that the kernel starts with."""
-UNLIMITED_V1: Final = 1 << 60
 
 
 def has_read_only_root(facts: Facts) -> Finding:

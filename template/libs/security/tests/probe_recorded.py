@@ -284,35 +284,26 @@ HISTORY: Final[list[dict[str, Any]]] = [
     },
 ]
 
+_PROCESS: Final = {
+    "Uid": "65532 65532 65532 65532",
+    "Gid": "65532 65532 65532 65532",
+    "Groups": "65532",
+    "CapInh": "0000000000000000",
+    "CapPrm": "0000000000000000",
+    "CapEff": "0000000000000000",
+    "CapBnd": "0000000000000000",
+    "CapAmb": "0000000000000000",
+    "NoNewPrivs": "1",
+    "Seccomp": "2",
+}
+
 ANSWER: Final[dict[str, Any]] = {
     "machine": "x86_64",
     "users": [65532, 65532, 65532],
     "groups": [65532, 65532, 65532],
     "more_groups": [65532],
-    "main_process": {
-        "Uid": "65532 65532 65532 65532",
-        "Gid": "65532 65532 65532 65532",
-        "Groups": "65532",
-        "CapInh": "0000000000000000",
-        "CapPrm": "0000000000000000",
-        "CapEff": "0000000000000000",
-        "CapBnd": "0000000000000000",
-        "CapAmb": "0000000000000000",
-        "NoNewPrivs": "1",
-        "Seccomp": "2",
-    },
-    "this_process": {
-        "Uid": "65532 65532 65532 65532",
-        "Gid": "65532 65532 65532 65532",
-        "Groups": "65532",
-        "CapInh": "0000000000000000",
-        "CapPrm": "0000000000000000",
-        "CapEff": "0000000000000000",
-        "CapBnd": "0000000000000000",
-        "CapAmb": "0000000000000000",
-        "NoNewPrivs": "1",
-        "Seccomp": "2",
-    },
+    "main_process": dict(_PROCESS),
+    "this_process": dict(_PROCESS),
     "namespaces": {
         "cgroup": 4026532557,
         "ipc": 4026532411,

@@ -137,6 +137,15 @@ def test_sbom_that_names_no_image_is_refused(folder: Path, keys: Path, text: str
         release.verify(folder, str(keys / "cosign.pub"))
 
 
+def test_sbom_of_another_image_is_refused_even_if_it_is_signed(folder: Path, keys: Path) -> None:
+    sbom = folder / "sbom.cdx.json"
+    other = "sha256:" + "0" * 64
+    sbom.write_text(re.sub("sha256:[0-9a-f]{64}", other, sbom.read_text("utf-8")), "utf-8")
+    release.sign(folder, str(keys / "cosign.key"))
+    with pytest.raises(SupplyChainError, match=f"describes the image {other}, and the archive"):
+        release.verify(folder, str(keys / "cosign.pub"))
+
+
 @pytest.mark.parametrize(
     ("named", "message"), [(True, None), (False, r"image\.tar has no name for its image")]
 )
